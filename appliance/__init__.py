@@ -1,0 +1,1 @@
+"""Keep verified models on the target."""

@@ -1,0 +1,1 @@
+"""Pack models into signed bundles."""

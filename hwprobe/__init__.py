@@ -1,0 +1,1 @@
+"""Measure a machine and a model, and decide what fits."""

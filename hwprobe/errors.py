@@ -1,0 +1,46 @@
+"""The errors of this package.
+
+ProbeError
+├── GgufError            a file is not the GGUF it claims to be
+├── EngineCheckError     the engine's child process crashed, hung or refused
+├── DoesNotFitError      no candidate fits this machine
+└── QuantityError        a text is not a byte quantity
+"""
+
+from __future__ import annotations
+
+
+class ProbeError(Exception):
+    """Root of this package's errors: one lower-case line, and a hint where one helps."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class QuantityError(ProbeError):
+    """A text is not a byte quantity such as ``24 GiB``."""
+
+
+class GgufError(ProbeError):
+    """A file is not a GGUF this reader accepts.
+
+    Attributes:
+        offset: where in the file the fault stands, in bytes.
+        expected: what the format asks for there.
+        found: what stands there instead.
+    """
+
+    def __init__(self, *, offset: int, expected: str, found: str) -> None:
+        super().__init__(f"not a usable GGUF: at byte {offset}: expected {expected}, found {found}")
+        self.offset = offset
+        self.expected = expected
+        self.found = found
+
+
+class EngineCheckError(ProbeError):
+    """The engine's child process crashed, hung, or refused the model."""
+
+
+class DoesNotFitError(ProbeError):
+    """No candidate fits this machine; the message names the nearest miss."""

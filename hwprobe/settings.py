@@ -1,0 +1,72 @@
+"""How the engine is to be started for one model: the one value that placement decides.
+
+Placement produces it, the self-test tries it, the runner starts with it, ``ps`` shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+KvType = Literal["f16", "q8_0", "q4_0"]
+"""Element type of the KV cache, for keys and values alike."""
+
+CONTEXT_PADDING_TOKENS = 256
+"""llama.cpp rounds every sequence's context up to this. Source: llama-context.cpp, GGML_PAD."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Everything that is fixed when a model is loaded.
+
+    Attributes:
+        num_ctx: context of one slot, in tokens; a multiple of 256.
+        slots: requests decoded at the same time. The KV cache is unified: it holds
+            ``num_ctx * slots`` cells that all slots share.
+        kv_type: element type of the KV cache.
+        num_gpu: layers on GPUs, the output layer counted as one; 0 keeps all on the CPU.
+        num_batch: most tokens handed to one decode call (n_batch).
+        num_ubatch: most tokens computed at once (n_ubatch), at most ``num_batch``.
+        threads: CPU threads for decode and prefill.
+        flash_attention: fused attention; needed for a quantized KV cache.
+        use_mmap: map the file instead of reading it.
+        repack: let the CPU backend keep weights in its own layout (``use_extra_bufts``):
+            faster prefill for 2 to 30 % more memory.
+        tensor_split: share of the layers per GPU, in the engine's device order; empty means one
+            GPU or none.
+    """
+
+    num_ctx: int
+    slots: int = 1
+    kv_type: KvType = "f16"
+    num_gpu: int = 0
+    num_batch: int = 512
+    num_ubatch: int = 512
+    threads: int = 1
+    flash_attention: bool = True
+    use_mmap: bool = True
+    repack: bool = True
+    tensor_split: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values the engine would abort on."""
+        at_least_one = {
+            "num_ctx": self.num_ctx,
+            "slots": self.slots,
+            "num_batch": self.num_batch,
+            "num_ubatch": self.num_ubatch,
+            "threads": self.threads,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                msg = f"{name}: expected at least 1, found {value}"
+                raise ValueError(msg)
+        if self.num_ubatch > self.num_batch:
+            msg = f"num_ubatch: expected at most {self.num_batch}, found {self.num_ubatch}"
+            raise ValueError(msg)
+
+    @property
+    def kv_cells(self) -> int:
+        """Cells of the unified KV cache: every slot padded to the engine's granularity."""
+        padded = -(-self.num_ctx // CONTEXT_PADDING_TOKENS) * CONTEXT_PADDING_TOKENS
+        return padded * self.slots

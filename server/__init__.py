@@ -1,0 +1,1 @@
+"""Serve installed models over HTTP."""

@@ -1,0 +1,1 @@
+"""The HTTP dialects: Ollama's, OpenAI's, and our own health and admin calls."""

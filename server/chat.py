@@ -1,0 +1,250 @@
+"""The vocabulary every dialect is translated into, and out of. Pure values.
+
+Ollama's and OpenAI's bodies become a `ChatRequest` or `GenerateRequest`; what comes back from
+the model is a stream of `Chunk`. Nothing here knows HTTP, the store, or the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+JsonObject = Mapping[str, Any]
+
+
+class FinishReason(Enum):
+    """Why an answer ended, in Ollama's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    LOAD = "load"
+    UNLOAD = "unload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One call the model asks for; ``arguments`` is an object, in the model's key order."""
+
+    id: str
+    name: str
+    arguments: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``; others pass as they are.
+        content: the visible text.
+        thinking: the reasoning text of an assistant turn.
+        images: decoded image files.
+        tool_calls: calls of an assistant turn.
+        tool_name: in a tool turn, whose result this is.
+        tool_call_id: in a tool turn, which call it answers.
+    """
+
+    role: str
+    content: str = ""
+    thinking: str = ""
+    images: tuple[bytes, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_name: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are chosen. Defaults are Ollama's (server options, August 2026).
+
+    Attributes:
+        seed: -1 draws one at random.
+        num_predict: most tokens to generate; negative means ten times the context.
+        num_keep: prompt tokens kept when the context is shifted.
+        stop: texts that end the answer; they are not part of it.
+        mirostat: 0 off, 1 or 2; tau and eta belong to it.
+        logit_bias: pairs of token id and bias added to its logit.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.9
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repeat_last_n: int = 64
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    seed: int = -1
+    num_predict: int = -1
+    num_keep: int = 4
+    stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a request may ask of the load; ``None`` leaves it to placement.
+
+    Attributes:
+        num_ctx: context per slot in tokens.
+        num_batch: most tokens per decode call.
+        num_gpu: layers on GPUs; -1 means automatic.
+        num_thread: CPU threads; 0 means automatic.
+        use_mmap: map the file.
+    """
+
+    num_ctx: int | None = None
+    num_batch: int | None = None
+    num_gpu: int | None = None
+    num_thread: int | None = None
+    use_mmap: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function the model may call; ``parameters`` is its JSON schema, as the client sent it."""
+
+    name: str
+    description: str
+    parameters: JsonObject
+    raw: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an answer cost.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: of these, taken from the KV cache without computing.
+        completion_tokens: tokens generated.
+        load_s: seconds the request waited for the model to load.
+        prompt_s: seconds from the first prompt token computed to the first token sampled.
+        eval_s: seconds from there to the last token.
+        total_s: seconds from the arrival of the request to its end.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    load_s: float = 0.0
+    prompt_s: float = 0.0
+    eval_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """One token with its natural-log probability and the likeliest alternatives."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextChunk:
+    """Some more visible text."""
+
+    kind: Literal["text"] = "text"
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinkingChunk:
+    """Some more reasoning text."""
+
+    kind: Literal["thinking"] = "thinking"
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallChunk:
+    """One whole tool call."""
+
+    kind: Literal["tool_call"] = "tool_call"
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishChunk:
+    """The end of an answer, exactly one per request that did not fault.
+
+    Attributes:
+        reason: why it ended.
+        usage: what it cost.
+        context: tokens of prompt and answer, for the deprecated ``context`` field.
+    """
+
+    kind: Literal["finish"] = "finish"
+    reason: FinishReason
+    usage: Usage
+    context: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultChunk:
+    """The answer broke off; nothing follows. The dialect tells the client in its own words."""
+
+    kind: Literal["fault"] = "fault"
+    message: str
+    status: int = 500
+
+
+Chunk = TextChunk | ThinkingChunk | ToolCallChunk | FinishChunk | FaultChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """What generate and chat share.
+
+    Attributes:
+        model: the name as the client typed it; answers echo this spelling.
+        options: native ``options`` as sent (already type-checked), to be laid over the model's.
+        keep_alive_s: seconds the model stays after this request; negative means for ever,
+            ``None`` the server's default.
+        response_format: ``None``, ``"json"``, or a JSON schema object.
+        think: ``None`` lets the model's template decide; a level is a non-empty string.
+        top_logprobs: ``None`` without log-probabilities, else how many alternatives.
+    """
+
+    model: str
+    options: JsonObject = field(default_factory=dict)
+    keep_alive_s: float | None = None
+    stream: bool = True
+    response_format: str | JsonObject | None = None
+    think: bool | str | None = None
+    truncate: bool = True
+    shift: bool = True
+    top_logprobs: int | None = None
+    debug_render_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(RequestOptions):
+    """A conversation to be continued."""
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest(RequestOptions):
+    """A single prompt to be completed."""
+
+    prompt: str = ""
+    system: str | None = None
+    template: str | None = None
+    suffix: str = ""
+    raw: bool = False
+    context: tuple[int, ...] = ()
+    images: tuple[bytes, ...] = ()

@@ -1,0 +1,1 @@
+"""Turn generated text into content, thinking and tool calls."""

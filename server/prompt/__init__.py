@@ -1,0 +1,1 @@
+"""Turn messages into the text a model was trained on."""

@@ -1,0 +1,1 @@
+"""One child process per loaded model: its protocol, its parent side, its engine."""
