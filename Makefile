@@ -1,0 +1,50 @@
+# The verbs of this repository. A newcomer needs two: `make demo` and `make test`.
+# Needed from the system: Python 3.11 with venv, gcc, g++. Everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-offline lint format requirements clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+
+# Run-time packages, build tools, the engine with our flags, and this project itself.
+.venv/ready: requirements/main.txt requirements/build.txt requirements/engine.txt requirements/engine.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -r requirements/main.txt -r requirements/build.txt
+	$(BIN)/python requirements/engine.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/ready-for-tests: .venv/ready requirements/test.txt
+	$(PIP) -r requirements/test.txt
+	touch $@
+
+demo: .venv/ready ## the main job in front of you: key, bundle, verify, import, serve, ask
+	$(BIN)/python -P docs/demo.py
+
+test: lint ## everything that has to hold: linters, types, import rules, tests
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/offline.py
+
+lint: .venv/ready-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/ready-for-tests ## let the formatter have its way
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+requirements: ## pin the newest versions again, with hashes and without addresses
+	for set in main build test; do \
+	  $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
+	    --no-emit-index-url --no-emit-trusted-host requirements/$$set.in --output-file requirements/$$set.txt; \
+	done
+
+clean: ## remove what was built in the checkout (not the kept engine wheel)
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
