@@ -1,0 +1,61 @@
+r"""How JSON travels: a line of NDJSON, an event of SSE, and the timestamps inside. Pure.
+
+Rules:
+ * an NDJSON record is one object and ``\n``; nothing marks the end of the stream;
+ * an SSE record is ``data: `` and one object and a blank line; ``data: [DONE]`` ends the stream;
+ * text goes out as UTF-8, not as ``\u`` escapes; no record holds a raw line break.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+JSON_TYPE = "application/json; charset=utf-8"
+NDJSON_TYPE = "application/x-ndjson"
+SSE_TYPE = "text/event-stream"
+TEXT_TYPE = "text/plain; charset=utf-8"
+
+SSE_DONE = b"data: [DONE]\n\n"
+"""The last event of every OpenAI stream, also after an error."""
+
+NS_PER_S = 1_000_000_000
+LONGEST_DURATION_NS = (1 << 63) - 1
+"""What "for ever" is in Ollama's answers: the largest Go duration, about 292 years."""
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """One JSON object without line breaks, as UTF-8; key order is kept."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def ndjson_line(value: Mapping[str, Any]) -> bytes:
+    """One NDJSON record."""
+    return json_bytes(value) + b"\n"
+
+
+def sse_event(value: Mapping[str, Any]) -> bytes:
+    """One unnamed server-sent event."""
+    return b"data: " + json_bytes(value) + b"\n\n"
+
+
+def utc_timestamp(wall_ns: int) -> str:
+    """RFC 3339 with nine digits and ``Z``, from nanoseconds since the epoch."""
+    seconds, nanoseconds = divmod(wall_ns, NS_PER_S)
+    moment = datetime.fromtimestamp(seconds, tz=UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def local_timestamp(wall_ns: int) -> str:
+    """RFC 3339 with nine digits and this machine's offset, from nanoseconds since the epoch."""
+    seconds, nanoseconds = divmod(wall_ns, NS_PER_S)
+    moment = datetime.fromtimestamp(seconds, tz=UTC).astimezone()
+    offset = moment.isoformat()[-6:]
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}{offset}"
+
+
+def nanoseconds(seconds: float) -> int:
+    """Seconds as the whole nanoseconds Ollama reports."""
+    return round(seconds * NS_PER_S)

@@ -1,0 +1,194 @@
+"""OpenAI's chat completion bodies to our vocabulary. Pure.
+
+Temperature and top_p come from the model when the request has none (Ollama puts 1.0 over what the
+model's author chose).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.api.body import Fields, decode_base64
+from server.api.keep_alive import parse_keep_alive
+from server.api.ollama_parse import parse_tool, parse_top_logprobs
+from server.chat import ChatRequest, JsonObject, Message, ToolCall
+from server.errors import BadRequestError
+
+_EFFORT: Mapping[str, bool | str] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "max": "max",
+    "xhigh": "max",
+    "ultra": "max",
+}
+_EFFORT_NAMES = '"high", "medium", "low", "max", or "none"'
+_IMAGE = re.compile(r"data:(?:image/(?:jpeg|jpg|png|webp))?;base64,")
+_PASSED_ON = ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCompletion:
+    """A parsed body: the request, and whether the stream ends with a usage chunk."""
+
+    request: ChatRequest
+    include_usage: bool
+
+
+def parse_chat_completion(fields: Fields) -> ChatCompletion:
+    """The body of ``/v1/chat/completions``.
+
+    Raises:
+        BadRequestError: a field has the wrong type or an impossible value.
+    """
+    messages = _messages(fields)
+    if not messages:
+        raise BadRequestError("[] is too short - 'messages'")
+    tools = tuple(parse_tool(tool) for tool in fields.objects("tools"))
+    if fields.values.get("tool_choice") == "none":
+        tools = ()
+    request = ChatRequest(
+        model=fields.string("model"),
+        messages=messages,
+        tools=tools,
+        options=_options(fields),
+        keep_alive_s=parse_keep_alive(fields.values.get("keep_alive")),
+        stream=fields.boolean("stream", default=False),
+        response_format=_response_format(fields.object("response_format")),
+        think=_think(fields),
+        top_logprobs=parse_top_logprobs(
+            wanted=fields.boolean("logprobs", default=False), top=fields.integer("top_logprobs")
+        ),
+    )
+    usage = fields.object("stream_options").boolean("include_usage", default=False)
+    return ChatCompletion(request=request, include_usage=usage)
+
+
+def _options(fields: Fields) -> JsonObject:
+    """Native options: those sent as ``options``, then OpenAI's own names over them."""
+    options = dict(fields.object("options").values)
+    for name in _PASSED_ON:
+        if fields.has(name):
+            options[name] = fields.values[name]
+    for name in ("max_tokens", "max_completion_tokens"):
+        if fields.has(name):
+            options["num_predict"] = fields.integer(name)
+    stop = fields.values.get("stop")
+    if isinstance(stop, str):
+        options["stop"] = [stop]
+    elif stop is not None:
+        options["stop"] = [text for text in fields.array("stop") if isinstance(text, str)]
+    return options
+
+
+def _think(fields: Fields) -> bool | str | None:
+    effort = fields.object("reasoning").string("effort") or fields.string("reasoning_effort")
+    if not effort:
+        return None
+    if effort not in _EFFORT:
+        raise BadRequestError(f'invalid reasoning value: "{effort}" (must be {_EFFORT_NAMES})')
+    return _EFFORT[effort]
+
+
+def _response_format(fields: Fields) -> str | JsonObject | None:
+    match fields.string("type"):
+        case "json_object":
+            return "json"
+        case "json_schema":
+            return fields.object("json_schema").object("schema").values
+        case _:
+            return None
+
+
+def _messages(fields: Fields) -> tuple[Message, ...]:
+    called: dict[str, str] = {}
+    messages: list[Message] = []
+    for message in fields.objects("messages"):
+        calls = tuple(_tool_call(call) for call in message.objects("tool_calls"))
+        called |= {call.id: call.name for call in calls}
+        messages.extend(_message(message, calls, called))
+    return tuple(messages)
+
+
+def _message(
+    fields: Fields, calls: tuple[ToolCall, ...], called: Mapping[str, str]
+) -> tuple[Message, ...]:
+    """One message, or one per content part."""
+    role = fields.string("role").lower()
+    if not role:
+        raise BadRequestError(f"{fields.path('role')}: expected string, found nothing")
+    call_id = fields.string("tool_call_id")
+    tool_name = (fields.string("name") or called.get(call_id, "")) if role == "tool" else ""
+    first = Message(
+        role=role,
+        thinking=fields.string("reasoning"),
+        tool_calls=calls,
+        tool_name=tool_name,
+        tool_call_id=call_id,
+    )
+    content = fields.values.get("content")
+    if isinstance(content, list):
+        return _parts(fields, first)
+    if content is None and not calls:
+        raise BadRequestError("invalid message content type: <nil>")
+    return (_with(first, content=fields.string("content")),)
+
+
+def _parts(fields: Fields, first: Message) -> tuple[Message, ...]:
+    """The parts of a content array as neighbouring messages; what is not text goes on the first.
+
+    Neighbours of one role are merged again where the template wants it so.
+    """
+    parts: list[Message] = []
+    for part in fields.objects("content"):
+        bare = first if not parts else Message(role=first.role)
+        match part.string("type"):
+            case "text":
+                parts.append(_with(bare, content=part.string("text")))
+            case "image_url":
+                parts.append(_with(bare, images=(_image(part),)))
+            case _:
+                raise BadRequestError("invalid message format")
+    return tuple(parts) or (first,)
+
+
+def _with(message: Message, *, content: str = "", images: tuple[bytes, ...] = ()) -> Message:
+    return Message(
+        role=message.role,
+        content=content,
+        thinking=message.thinking,
+        images=images,
+        tool_calls=message.tool_calls,
+        tool_name=message.tool_name,
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _image(part: Fields) -> bytes:
+    value = part.values.get("image_url")
+    url = value if isinstance(value, str) else part.object("image_url").string("url")
+    if url.startswith(("http://", "https://")):
+        raise BadRequestError(
+            "image URLs are not currently supported, please use base64 encoded data instead"
+        )
+    match = _IMAGE.match(url)
+    if match is None:
+        raise BadRequestError("invalid image input")
+    return decode_base64(url[match.end() :], at=part.path("image_url"))
+
+
+def _tool_call(fields: Fields) -> ToolCall:
+    function = fields.object("function")
+    try:
+        arguments: Any = json.loads(function.string("arguments"))
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError("invalid tool call arguments") from error
+    if not isinstance(arguments, dict):
+        raise BadRequestError("invalid tool call arguments")
+    return ToolCall(id=fields.string("id"), name=function.string("name"), arguments=arguments)

@@ -1,0 +1,162 @@
+"""What ``options`` may hold, and what a request's options come to. Pure.
+
+Rules:
+ * built-in defaults lie below the model's parameters, these below the request's options;
+ * ``null`` is skipped, zero counts, a list replaces a list;
+ * an unknown name is ignored; `UNUSED` names are known to have no effect;
+ * an integer written as ``2.0`` counts, ``2.7`` is cut to 2;
+ * a wrong type is refused in Ollama's words, with status 400 instead of its 500.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from server.chat import LoadOptions, SamplingOptions
+from server.errors import BadRequestError
+
+Kind = Literal["integer", "float32", "boolean", "array", "bias"]
+
+INT32_MAX = (1 << 31) - 1
+RANDOM_SEED = -1
+_UINT32 = 1 << 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One option.
+
+    Attributes:
+        kind: its JSON type, in Ollama's words.
+        at_least: smallest value; smaller ones are refused.
+        at_most: largest value; larger ones are refused.
+        at_load: it is fixed when the model is loaded.
+    """
+
+    kind: Kind
+    at_least: float = -(1 << 31)
+    at_most: float = INT32_MAX
+    at_load: bool = False
+
+
+OPTIONS: Mapping[str, Rule] = {
+    "num_ctx": Rule(kind="integer", at_least=1, at_load=True),
+    "num_batch": Rule(kind="integer", at_least=1, at_load=True),
+    "num_gpu": Rule(kind="integer", at_least=-1, at_load=True),
+    "num_thread": Rule(kind="integer", at_least=0, at_load=True),
+    "use_mmap": Rule(kind="boolean", at_load=True),
+    "num_keep": Rule(kind="integer"),
+    "num_predict": Rule(kind="integer"),
+    "seed": Rule(kind="integer", at_least=-(1 << 63), at_most=(1 << 63) - 1),
+    "temperature": Rule(kind="float32"),
+    "top_k": Rule(kind="integer"),
+    "top_p": Rule(kind="float32"),
+    "min_p": Rule(kind="float32"),
+    "typical_p": Rule(kind="float32"),
+    "repeat_last_n": Rule(kind="integer", at_least=-1),
+    "repeat_penalty": Rule(kind="float32"),
+    "presence_penalty": Rule(kind="float32"),
+    "frequency_penalty": Rule(kind="float32"),
+    "mirostat": Rule(kind="integer", at_least=0, at_most=2),
+    "mirostat_tau": Rule(kind="float32"),
+    "mirostat_eta": Rule(kind="float32"),
+    "stop": Rule(kind="array"),
+    "logit_bias": Rule(kind="bias"),
+}
+"""Every option that has an effect. ``logit_bias`` and mirostat are ours."""
+
+UNUSED = frozenset(
+    {
+        "draft_num_predict",
+        "f16_kv",
+        "logits_all",
+        "low_vram",
+        "main_gpu",
+        "numa",
+        "penalize_newline",
+        "use_mlock",
+        "vocab_only",
+    }
+)
+"""Options clients still send that have no effect here; their values are not looked at."""
+
+_MIN_NUM_CTX = 4
+"""Ollama raises a smaller context to this."""
+
+
+def resolve_options(
+    parameters: Mapping[str, Any], request: Mapping[str, Any]
+) -> tuple[SamplingOptions, LoadOptions]:
+    """Lay a request's options over the model's parameters over the defaults.
+
+    Raises:
+        BadRequestError: an option has the wrong type or is out of range.
+    """
+    sampling: dict[str, Any] = {}
+    load: dict[str, Any] = {}
+    for layer in (parameters, request):
+        for name, value in layer.items():
+            rule = OPTIONS.get(name)
+            if rule is None or value is None:
+                continue
+            (load if rule.at_load else sampling)[name] = _read(name, rule, value)
+    if "num_ctx" in load:
+        load["num_ctx"] = max(load["num_ctx"], _MIN_NUM_CTX)
+    if "seed" in sampling:
+        sampling["seed"] = _seed(sampling["seed"])
+    return SamplingOptions(**sampling), LoadOptions(**load)
+
+
+def _read(name: str, rule: Rule, value: Any) -> Any:
+    match rule.kind:
+        case "boolean":
+            if not isinstance(value, bool):
+                raise BadRequestError(f'option "{name}" must be of type boolean')
+            return value
+        case "array":
+            return _texts(name, value)
+        case "bias":
+            return _bias(name, value)
+        case "integer" | "float32":
+            return _number(name, rule, value)
+
+
+def _number(name: str, rule: Rule, value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRequestError(f'option "{name}" must be of type {rule.kind}')
+    number = int(value) if rule.kind == "integer" else float(value)
+    if not rule.at_least <= number <= rule.at_most:
+        raise BadRequestError(
+            f'option "{name}" must be between {rule.at_least:g} and {rule.at_most:g}'
+        )
+    return number
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise BadRequestError(f'option "{name}" must be of type array')
+    if not all(isinstance(item, str) for item in value):
+        raise BadRequestError(f'option "{name}" must be of an array of strings')
+    return tuple(item for item in value if item)
+
+
+def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """OpenAI's form: token ids as texts, each with a number."""
+    if not isinstance(value, Mapping):
+        raise BadRequestError(f'option "{name}" must be an object of token ids and numbers')
+    pairs = []
+    for token, bias in value.items():
+        number = not isinstance(bias, bool) and isinstance(bias, int | float)
+        if not (token.isascii() and token.isdigit() and len(token) <= 10 and number):  # noqa: PLR2004 - ten digits hold any 32-bit id
+            raise BadRequestError(f'option "{name}" must be an object of token ids and numbers')
+        pairs.append((int(token), float(bias)))
+    return tuple(pairs)
+
+
+def _seed(seed: int) -> int:
+    """A seed in 32 bits; -1, and what the engine takes for it, stay random."""
+    reduced = seed % _UINT32
+    return RANDOM_SEED if reduced == _UINT32 - 1 else reduced

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.chat import TextChunk, ThinkingChunk, ToolCallChunk
+from server.output.stream import OutputStream, Piece
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Lima"}}\n</tool_call>'
+
+
+def stream(*, thinking: bool = True, opened: bool = False, tools: bool = True) -> OutputStream:
+    numbers = itertools.count()
+    return OutputStream(
+        thinking=thinking, opened=opened, tools=tools, new_call_id=lambda: f"call_{next(numbers)}"
+    )
+
+
+def run(texts: Iterable[str], **kinds: bool) -> list[Piece]:
+    """All pieces of an answer, neighbours of one kind joined."""
+    out = stream(**kinds)
+    pieces = [piece for text in texts for piece in out.feed(text)]
+    joined: list[Piece] = []
+    for piece in [*pieces, *out.finish()]:
+        last = joined[-1] if joined else None
+        if isinstance(piece, TextChunk) and isinstance(last, TextChunk):
+            joined[-1] = TextChunk(text=last.text + piece.text)
+        elif isinstance(piece, ThinkingChunk) and isinstance(last, ThinkingChunk):
+            joined[-1] = ThinkingChunk(text=last.text + piece.text)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def shown(pieces: list[Piece]) -> list[tuple[str, str]]:
+    return [
+        (piece.kind, f"{piece.call.name} {json.dumps(dict(piece.call.arguments))}")
+        if isinstance(piece, ToolCallChunk)
+        else (piece.kind, piece.text)
+        for piece in pieces
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hello", [("text", "hello")]),
+        ("  hello ", [("text", "  hello ")]),
+        ("<think>a</think>b", [("thinking", "a"), ("text", "b")]),
+        ("\n<think>\na b\n</think>\n\nc\n", [("thinking", "a b"), ("text", "c\n")]),
+        ("<think>\n\n</think>\n\nc", [("text", "c")]),
+        ("<think>never closed </thi", [("thinking", "never closed </thi")]),
+        ("<thinking>no", [("text", "<thinking>no")]),
+        ("say <think>x</think>", [("text", "say <think>x</think>")]),
+        ("<thi", [("text", "<thi")]),
+        (CALL, [("tool_call", 'weather {"city": "Lima"}')]),
+        (
+            f"Let me see.\n{CALL}\n",
+            [("text", "Let me see."), ("tool_call", 'weather {"city": "Lima"}')],
+        ),
+        (f"{CALL}\n{CALL}", [("tool_call", 'weather {"city": "Lima"}')] * 2),
+        (
+            f"<think>x {CALL}</think>{CALL}",
+            [("thinking", f"x {CALL}"), ("tool_call", 'weather {"city": "Lima"}')],
+        ),
+        ('<tool_call>{"name": "f"}', [("tool_call", "f {}")]),
+        (
+            '<tool_call>{"name": "f", "parameters": {"a": 1}}</tool_call>',
+            [("tool_call", 'f {"a": 1}')],
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>',
+            [("tool_call", 'f {"a": 1}')],
+        ),
+        ("a <tool_call>oops</tool_call> b", [("text", "a <tool_call>oops</tool_call> b")]),
+        (
+            'x\n<tool_call>{"name": 3}</tool_call>',
+            [("text", 'x\n<tool_call>{"name": 3}</tool_call>')],
+        ),
+        ('<tool_call>{"name": "f", "arg', [("text", '<tool_call>{"name": "f", "arg')]),
+        (f"{CALL} then text", [("tool_call", 'weather {"city": "Lima"}'), ("text", "then text")]),
+        ("a < b <tool", [("text", "a < b <tool")]),
+    ],
+)
+def test_text_is_split_as_written(text: str, expected: list[tuple[str, str]]) -> None:
+    assert shown(run([text])) == expected
+
+
+def test_prompt_that_opened_the_tag_starts_inside() -> None:
+    assert shown(run(["\nwhy\n</think>\n\nyes"], opened=True)) == [
+        ("thinking", "why"),
+        ("text", "yes"),
+    ]
+
+
+def test_calls_stay_text_when_the_request_has_no_tools() -> None:
+    assert shown(run([CALL], tools=False)) == [("text", CALL)]
+
+
+def test_tags_stay_text_when_the_model_does_not_think() -> None:
+    assert shown(run(["<think>a</think>b"], thinking=False)) == [("text", "<think>a</think>b")]
+
+
+def test_deeply_nested_arguments_stay_text() -> None:
+    text = '<tool_call>{"name": "f", "arguments": ' + "[" * 100_000 + "</tool_call>"
+    assert shown(run([text])) == [("text", text)]
+
+
+def test_each_call_has_its_own_id() -> None:
+    calls = [piece.call.id for piece in run([CALL, CALL]) if isinstance(piece, ToolCallChunk)]
+    assert calls == ["call_0", "call_1"]
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        CALL,
+        "<",
+        "</th",
+        "<tool",
+        " ",
+        "\n",
+        "a",
+        "word ",
+        '{"name": "f", "arguments": {}}',
+        "{",
+        "}",
+        "\N{GRINNING FACE}",
+    ]
+)
+TEXTS = st.lists(FRAGMENTS, max_size=12).map("".join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 400), max_size=20), opened=st.booleans())
+def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], *, opened: bool) -> None:
+    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
+    assert run(pieces, opened=opened) == run([text], opened=opened) == run(text, opened=opened)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=TEXTS, opened=st.booleans())
+def test_no_text_is_lost(text: str, *, opened: bool) -> None:
+    """Every character that is not blank stands in the output, but for tags that were understood."""
+    written = ""
+    for piece in run([text], opened=opened):
+        if isinstance(piece, ToolCallChunk):
+            written += '<tool_call>{"name":"%s","arguments":%s}</tool_call>' % (  # noqa: UP031
+                piece.call.name,
+                json.dumps(dict(piece.call.arguments)),
+            )
+        else:
+            written += piece.text
+
+    def bare(value: str) -> str:
+        for tag in ("<think>", "</think>"):
+            value = value.replace(tag, "")
+        return "".join(value.split())
+
+    # A call that ended with the text got a closing tag it did not have.
+    got, want = bare(written), bare(text)
+    assert got in {want, want + "</tool_call>"}
