@@ -1,0 +1,201 @@
+"""The errors of this package, each with the exit code of the command that meets it.
+
+AppError                        1
+├── ConfigError                 2  a setting is unknown, of the wrong type, or out of range
+├── RequestError                2  what was asked for makes no sense for this bundle or store
+├── ModelMissingError           1  no model of that name is installed
+├── StoreError                 15
+│   ├── StoreBusyError         15  another process is writing to the store
+│   ├── StoreCorruptError      15  a stored file is not what its name says
+│   └── StoreAccessError       15  the store cannot be read or written
+├── PolicyError                11
+│   ├── NobodyTrustedError     11  no key is trusted here yet
+│   ├── KeyRefusedError        11  a key may not be trusted here
+│   ├── WrongSiteError         11  the bundle is meant for other sites
+│   ├── ExpiredError           11  the bundle is past its date and the site refuses such
+│   └── RolledBackError        12
+│       ├── OlderBundleError   12  a newer bundle of this channel was accepted before
+│       ├── SequenceReuseError 12  the same number was accepted with other content
+│       └── SequenceJumpError  12  the number is implausibly far ahead
+├── ImportRefusedError         10
+│   ├── NoBundleError          10  the medium holds no bundle
+│   ├── KindRefusedError       10  a kind of bundle this release does not import
+│   └── UnusableModelError     10  a signed file is not a model the engine can be given
+├── NoSpaceError               13  the file system of the store is too full
+├── ModelTooLargeError         14  no variant of the bundle fits this machine
+├── ServerUnreachableError      1  nothing answers at the server's address
+└── ServerRefusedError          1  the server answered with an error
+
+What is wrong with a bundle's own bytes or signatures is said by `bundler.format.errors`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bundler.format import errors as bundle_errors
+
+
+class AppError(Exception):
+    """Root: one lower-case line that names field, expectation and finding; a hint may follow.
+
+    Attributes:
+        hint: what the operator can do about it; empty when there is nothing useful to say.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(AppError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+    exit_code = 2
+
+
+class RequestError(AppError):
+    """What was asked for makes no sense for this bundle or store."""
+
+    exit_code = 2
+
+
+class ModelMissingError(AppError):
+    """No model of that name is installed."""
+
+
+class StoreError(AppError):
+    """The store cannot serve this operation."""
+
+    exit_code = 15
+
+
+class StoreBusyError(StoreError):
+    """Another process is writing to the store."""
+
+
+class StoreCorruptError(StoreError):
+    """A stored file is not what its name says."""
+
+
+class StoreAccessError(StoreError):
+    """The store cannot be read or written."""
+
+
+class PolicyError(AppError):
+    """The trust policy says no."""
+
+    exit_code = 11
+
+
+class NobodyTrustedError(PolicyError):
+    """No key is trusted here yet, so nothing can be verified."""
+
+
+class KeyRefusedError(PolicyError):
+    """A key may not be trusted here."""
+
+
+class WrongSiteError(PolicyError):
+    """The bundle is genuine and meant for other sites."""
+
+
+class ExpiredError(PolicyError):
+    """The bundle is past its date, and this site refuses such bundles."""
+
+
+class RolledBackError(PolicyError):
+    """The bundle's sequence number contradicts what this site accepted before."""
+
+    exit_code = 12
+
+
+class OlderBundleError(RolledBackError):
+    """A newer bundle of this channel was accepted before."""
+
+
+class SequenceReuseError(RolledBackError):
+    """The same sequence number was accepted before, with other content."""
+
+
+class SequenceJumpError(RolledBackError):
+    """The sequence number is implausibly far ahead."""
+
+
+class ImportRefusedError(AppError):
+    """The bundle cannot be imported; the store is as it was."""
+
+    exit_code = 10
+
+
+class NoBundleError(ImportRefusedError):
+    """The medium holds no bundle."""
+
+
+class KindRefusedError(ImportRefusedError):
+    """A kind of bundle this release does not import."""
+
+
+class UnusableModelError(ImportRefusedError):
+    """A signed file is not a model the engine can be given."""
+
+
+class NoSpaceError(AppError):
+    """The file system of the store is too full."""
+
+    exit_code = 13
+
+
+class ModelTooLargeError(AppError):
+    """No variant of the bundle fits this machine."""
+
+    exit_code = 14
+
+
+class ServerUnreachableError(AppError):
+    """Nothing answers at the server's address."""
+
+
+class ServerRefusedError(AppError):
+    """The server answered with an error.
+
+    Attributes:
+        status: its HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+_SPACE_HINT = "free some space, or remove models with: satchel rm MODEL"
+_ACCESS_HINT = "check the owner and the mount of the store, or name another with --store"
+
+
+@contextmanager
+def store_io(doing: str) -> Iterator[None]:
+    """Turn the file system's refusals under the store into this package's errors.
+
+    Args:
+        doing: what is being tried, as in ``write the manifest of llama3:8b``.
+
+    Raises:
+        NoSpaceError: the file system or the quota is full.
+        StoreAccessError: anything else the file system says.
+    """
+    try:
+        yield
+    except bundle_errors.NoSpaceError as error:
+        raise NoSpaceError(f"cannot {doing}: {error}", hint=_SPACE_HINT) from error
+    except bundle_errors.MediumError as error:
+        raise StoreAccessError(f"cannot {doing}: {error}", hint=_ACCESS_HINT) from error
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        at = f" at {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"cannot {doing}: {reason}{at}", hint=_SPACE_HINT) from error
+        raise StoreAccessError(f"cannot {doing}: {reason}{at}", hint=_ACCESS_HINT) from error

@@ -1,0 +1,85 @@
+"""Where everything lies under the store's root. Pure: no path is touched here.
+
+::
+
+    blobs/sha256-<hex>                              files by content, 0444, never changed
+    manifests/<host>/<namespace>/<model>/<tag>      one small JSON file per name
+    satchel/staging/                                what is being written; never part of a model
+    satchel/journal/                                what happened, see `appliance.journal`
+    satchel/provenance/sha256-<manifest hex>.json   where a model came from
+    satchel/trust/                                  keys, and what was accepted before
+    satchel/lock                                    held by whoever writes
+
+Paths are made of validated digests and names only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundler.format.digest import Digest
+from bundler.format.name import ModelName
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The store below ``root``."""
+
+    root: Path
+
+    @property
+    def blobs(self) -> Path:
+        """Files by content."""
+        return self.root / "blobs"
+
+    @property
+    def manifests(self) -> Path:
+        """References: names to manifests."""
+        return self.root / "manifests"
+
+    @property
+    def staging(self) -> Path:
+        """Files being written, on the same file system as the blobs."""
+        return self.root / "satchel" / "staging"
+
+    @property
+    def journal(self) -> Path:
+        """Directory of the journal."""
+        return self.root / "satchel" / "journal"
+
+    @property
+    def provenances(self) -> Path:
+        """Records of origin by manifest digest."""
+        return self.root / "satchel" / "provenance"
+
+    @property
+    def trust(self) -> Path:
+        """Durable state of the trust policy."""
+        return self.root / "satchel" / "trust"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose flock is the right to write."""
+        return self.root / "satchel" / "lock"
+
+    def directories(self) -> tuple[Path, ...]:
+        """Every directory of an empty store, parents first."""
+        own = (self.staging, self.journal, self.provenances, self.trust)
+        return (self.root, self.blobs, self.manifests, self.root / "satchel", *own)
+
+    def blob(self, digest: Digest) -> Path:
+        """The file with this content."""
+        return self.blobs / f"sha256-{digest.hex}"
+
+    def staged(self, digest: Digest) -> Path:
+        """The file that will become this blob."""
+        return self.staging / f"sha256-{digest.hex}.part"
+
+    def provenance(self, manifest: Digest) -> Path:
+        """The record of origin of the model with this manifest."""
+        return self.provenances / f"sha256-{manifest.hex}.json"
+
+    def reference(self, name: ModelName) -> Path:
+        """The manifest file of a name, in exactly this spelling."""
+        return self.manifests / name.host / name.namespace / name.model / name.tag

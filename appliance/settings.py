@@ -1,0 +1,345 @@
+"""Every setting of the appliance: its table and key, default, environment names, and reader.
+
+One row per setting; `appliance.config` is built from these rows, and ``docs/configuration.md`` is
+compared with them. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from appliance import duration
+from hwprobe.errors import QuantityError
+from hwprobe.quantity import Bytes
+
+KV_TYPES = ("f16", "q8_0", "q4_0")
+DEFAULT_PORT = 11434
+_SCHEME_PORTS = {"http": 80, "https": 443}
+_PORT_MAX = 65535
+_TRUE = {"1", "t", "true", "yes", "on"}
+_FALSE = {"0", "f", "false", "no", "off", ""}
+
+
+class HostText(NamedTuple):
+    """A server address as ``SATCHEL_HOST`` writes it; ``path`` has no trailing slash."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+def read_host(text: str) -> HostText:
+    """Read ``[http[s]://]host[:port][/path]``; a missing port follows from the scheme.
+
+    Raises:
+        ValueError: the port is not one, or nothing is left for a host.
+    """
+    cleaned = text.strip().strip("\"'").strip()
+    scheme, separator, rest = cleaned.partition("://")
+    if not separator:
+        scheme, rest = "http", cleaned
+    if scheme not in _SCHEME_PORTS:
+        raise ValueError(f"expected http or https, found {scheme!r}")
+    authority, _, path = rest.partition("/")
+    host, port_text = _split_port(authority)
+    port = _SCHEME_PORTS[scheme] if separator else DEFAULT_PORT
+    if port_text:
+        if not port_text.isdecimal() or not 0 <= int(port_text) <= _PORT_MAX:
+            raise ValueError(f"expected a port from 0 to {_PORT_MAX}, found {port_text!r}")
+        port = int(port_text)
+    trimmed = path.strip("/")
+    return HostText(scheme, host or "127.0.0.1", port, f"/{trimmed}" if trimmed else "")
+
+
+def _split_port(authority: str) -> tuple[str, str]:
+    """Host and port text of ``host:port``, ``[v6]:port``, or a bare IPv6 address."""
+    if authority.startswith("["):
+        host, _, rest = authority[1:].partition("]")
+        return host, rest.removeprefix(":")
+    if authority.count(":") > 1:
+        return authority, ""
+    host, _, port = authority.partition(":")
+    return host, port
+
+
+def listen_is_public(host: str) -> bool:
+    """Whether listening on this host is reachable from beyond this machine.
+
+    A name other than ``localhost`` counts as public, because what it resolves to can change.
+    """
+    if host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return True
+
+
+def _integer(*, low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}, found {value!r}")
+        return number
+
+    return read
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE:
+        return value.strip().lower() in _TRUE
+    raise ValueError(f"expected true or false, found {value!r}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, found {value!r}")  # noqa: TRY004 - one type for readers
+    return value.strip()
+
+
+def _host(value: Any) -> str:
+    host = _text(value).strip("[]")
+    if not host or "/" in host or " " in host:
+        raise ValueError(f"expected a host name or address, found {value!r}")
+    return host
+
+
+def _path(value: Any) -> Path:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise ValueError(f"expected an absolute path, found {value!r}")
+    return Path(text)
+
+
+def _optional_path(value: Any) -> Path | None:
+    return None if value == "" else _path(value)
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return duration.parse_lenient(_text(value))
+
+
+def _positive_seconds(value: Any) -> float:
+    """Seconds for a deadline; zero and less mean that there is none."""
+    return max(0.0, _seconds(value))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    try:
+        return int(Bytes.parse(_text(value)))
+    except QuantityError as error:
+        raise ValueError(str(error)) from error
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"expected a list of texts, found {value!r}")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in allowed:
+            names = ", ".join(repr(name) for name in allowed)
+            raise ValueError(f"expected one of {names}, found {value!r}")
+        return str(value)
+
+    return read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        table: the TOML table it stands in.
+        key: its TOML key.
+        field: the attribute of the table's dataclass, which carries the unit in its name.
+        default: the value when nobody says otherwise; already read.
+        read: raw TOML value or environment text to value; raises `ValueError`.
+        env: environment names, ours before Ollama's.
+        meaning: one line for the documentation.
+    """
+
+    table: str
+    key: str
+    field: str
+    default: Any
+    read: Callable[[Any], Any]
+    env: tuple[str, ...] = ()
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        """``table.key``."""
+        return f"{self.table}.{self.key}"
+
+
+def _row(table: str, key: str, default: Any, read: Callable[[Any], Any], **more: Any) -> Setting:
+    return Setting(
+        table=table,
+        key=key,
+        field=more.get("field", key),
+        default=default,
+        read=read,
+        env=more.get("env", ()),
+        meaning=more["meaning"],
+    )
+
+
+_MANY = 2**31 - 1
+_OPTIONAL_KV = _one_of("", *KV_TYPES)
+
+SETTINGS: tuple[Setting, ...] = (
+    _row(
+        "store", "path", Path("/var/lib/satchel"), _path,
+        env=("SATCHEL_STORE", "OLLAMA_MODELS"),
+        meaning="directory that holds blobs, manifests and the appliance's own records",
+    ),
+    _row(
+        "store", "reserve", 2**30, _size, field="reserve_bytes", env=("SATCHEL_STORE_RESERVE",),
+        meaning="free space that an import must leave on the file system of the store",
+    ),
+    _row(
+        "trust", "site", "", _text, env=("SATCHEL_SITE",),
+        meaning="this site's id; a bundle made for named sites is accepted only if it names it",
+    ),
+    _row(
+        "trust", "min_threshold", 1, _integer(low=1, high=64),
+        meaning="fewest trusted keys that must have signed, whatever `satchel trust` says",
+    ),
+    _row(
+        "trust", "expired", "warn", _one_of("warn", "refuse"),
+        meaning="what happens to a bundle past its `expires` date",
+    ),
+    _row(
+        "server", "host", "127.0.0.1", _host, env=("SATCHEL_HOST", "OLLAMA_HOST"),
+        meaning="address to listen on, and where the commands look for the server",
+    ),
+    _row(
+        "server", "port", DEFAULT_PORT, _integer(low=0, high=_PORT_MAX),
+        env=("SATCHEL_PORT", "SATCHEL_HOST", "OLLAMA_HOST"),
+        meaning="TCP port; 0 takes a free one",
+    ),
+    _row(
+        "server", "keep_alive", 300.0, _seconds, field="keep_alive_s",
+        env=("SATCHEL_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE"),
+        meaning="how long an idle model stays in memory; negative means for ever",
+    ),
+    _row(
+        "server", "num_parallel", 0, _integer(low=0, high=1024),
+        env=("SATCHEL_NUM_PARALLEL", "OLLAMA_NUM_PARALLEL"),
+        meaning="requests one model answers at the same time; 0 lets placement decide",
+    ),
+    _row(
+        "server", "max_queue", 512, _integer(low=0, high=_MANY),
+        env=("SATCHEL_MAX_QUEUE", "OLLAMA_MAX_QUEUE"),
+        meaning="requests that may wait; more are answered with 503",
+    ),
+    _row(
+        "server", "max_loaded_models", 0, _integer(low=0, high=1024),
+        env=("SATCHEL_MAX_LOADED_MODELS", "OLLAMA_MAX_LOADED_MODELS"),
+        meaning="models in memory at the same time; 0 lets memory decide",
+    ),
+    _row(
+        "server", "context_length", 0, _integer(low=0, high=_MANY),
+        env=("SATCHEL_CONTEXT_LENGTH", "OLLAMA_CONTEXT_LENGTH"),
+        meaning="context in tokens when a request names none; 0 lets placement decide",
+    ),
+    _row(
+        "server", "kv_cache_type", "", _OPTIONAL_KV,
+        env=("SATCHEL_KV_CACHE_TYPE", "OLLAMA_KV_CACHE_TYPE"),
+        meaning="element type of the KV cache: `f16`, `q8_0`, `q4_0`; empty lets placement decide",
+    ),
+    _row(
+        "server", "load_timeout", 300.0, _positive_seconds, field="load_timeout_s",
+        env=("SATCHEL_LOAD_TIMEOUT", "OLLAMA_LOAD_TIMEOUT"),
+        meaning="longest time a model may take to load; 0 means no limit",
+    ),
+    _row(
+        "server", "origins", (), _texts, env=("SATCHEL_ORIGINS", "OLLAMA_ORIGINS"),
+        meaning="browser origins allowed besides those of this machine",
+    ),
+    _row(
+        "server", "admin_socket", None, _optional_path, env=("SATCHEL_ADMIN_SOCKET",),
+        meaning="Unix socket for health and administration; empty means none",
+    ),
+    _row(
+        "server", "api_keys_file", None, _optional_path, env=("SATCHEL_API_KEYS_FILE",),
+        meaning="file with API keys; without one the server listens on loopback only",
+    ),
+    _row(
+        "server", "log_requests", False, _boolean, env=("SATCHEL_LOG_REQUESTS",),
+        meaning="one log line per request, without prompts or answers",
+    ),
+    _row(
+        "server", "reported_version", "0.33.0", _text, env=("SATCHEL_REPORTED_VERSION",),
+        meaning="what `/api/version` answers; clients compare it with Ollama's releases",
+    ),
+    _row(
+        "limits", "max_body", 64 * 2**20, _size, field="max_body_bytes",
+        env=("SATCHEL_MAX_BODY",),
+        meaning="largest request body; more is answered with 413",
+    ),
+    _row(
+        "limits", "drain", 30.0, _positive_seconds, field="drain_s", env=("SATCHEL_DRAIN",),
+        meaning="how long a stopping server lets running answers finish",
+    ),
+)  # fmt: skip
+"""All settings outside ``[model."name"]``, in the order they are documented."""
+
+MODEL_SETTINGS: tuple[Setting, ...] = (
+    _row(
+        "model", "context_length", 0, _integer(low=0, high=_MANY),
+        meaning="as `server.context_length`, for this model",
+    ),
+    _row(
+        "model", "num_parallel", 0, _integer(low=0, high=1024),
+        meaning="as `server.num_parallel`, for this model",
+    ),
+    _row(
+        "model", "kv_cache_type", "", _OPTIONAL_KV,
+        meaning="as `server.kv_cache_type`, for this model",
+    ),
+    _row(
+        "model", "keep_alive", None, _seconds, field="keep_alive_s",
+        meaning="as `server.keep_alive`, for this model; absent means the server's",
+    ),
+    _row(
+        "model", "num_gpu", None, _integer(low=0, high=_MANY),
+        meaning="layers on GPUs, the output layer counted as one; absent lets placement decide",
+    ),
+    _row(
+        "model", "num_thread", 0, _integer(low=0, high=4096),
+        meaning="CPU threads; 0 lets placement decide",
+    ),
+)  # fmt: skip
+"""The settings of each ``[model."name"]`` table."""
+
+UNSUPPORTED_ENV: Mapping[str, str] = MappingProxyType(
+    {
+        "OLLAMA_DEBUG": "satchel-server has its own --log-level",
+        "OLLAMA_DEBUG_LOG_REQUESTS": "prompts are never written to disk",
+        "OLLAMA_FLASH_ATTENTION": "placement decides, per model and KV cache type",
+        "OLLAMA_GPU_OVERHEAD": "placement measures free memory and keeps its own margin",
+        "OLLAMA_LLM_LIBRARY": "there is one engine build per installation",
+        "OLLAMA_NOPRUNE": "nothing is ever pruned at start",
+        "OLLAMA_NO_CLOUD": "there is no cloud to turn off",
+        "OLLAMA_REMOTES": "there are no remote models",
+        "OLLAMA_SCHED_SPREAD": "placement decides",
+    }
+)
+"""Ollama's variables that are known, unused here, and why."""

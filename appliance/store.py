@@ -1,0 +1,245 @@
+"""The store: verified files by content, and names that point to them.
+
+Rules:
+ * a blob becomes visible only by rename, after its bytes are on disk and its digest is known;
+ * a name changes only by rename of one small file, after everything it needs is on disk;
+ * whoever writes holds the lock; readers need none, because nothing they see ever changes;
+ * a file is removed only when every name left in the store could be read and none needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from appliance.catalogue import Catalogue, StoreFault, Survey
+from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
+from appliance.journal import Journal
+from appliance.model import Provenance, parse_image
+from bundler.format import fsio
+from bundler.format.digest import Descriptor, Digest
+from bundler.format.name import ModelName
+
+__all__ = ["Store", "StoreFault", "StoreWriter", "Survey"]
+
+_BLOB_MODE = 0o444
+_FILE_MODE = 0o644
+_DIRECTORY_MODE = 0o755
+
+
+class Store(Catalogue):
+    """The models below one root, for reading and, under the lock, for writing."""
+
+    @contextmanager
+    def writing(self) -> Iterator[StoreWriter]:
+        """Take the lock, or say who holds it; a store that does not exist yet is made.
+
+        Raises:
+            StoreBusyError: another process, or another thread of this one, is writing.
+            StoreAccessError: the store cannot be written.
+            NoSpaceError: there is no room even for its directories.
+        """
+        with store_io(f"open the store {self.paths.root} for writing"):
+            for directory in self.paths.directories():
+                _make_directory(directory)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.paths.lock, flags, _FILE_MODE)
+        try:
+            _lock(descriptor)
+            yield StoreWriter(self)
+        finally:
+            os.close(descriptor)
+
+    def copy(self, source: ModelName, destination: ModelName) -> None:
+        """Give a model one more name; raises as `resolve` and `writing`."""
+        with self.writing() as writer:
+            writer.copy(source, destination)
+            journal = Journal(self.paths.journal)
+            journal.record("copied", source=source.full(), destination=destination.full())
+
+    def remove(self, name: ModelName) -> int:
+        """Remove a name and the files nothing else uses; raises as `resolve` and `writing`.
+
+        Returns:
+            Bytes freed.
+        """
+        with self.writing() as writer:
+            freed_bytes = writer.remove(name)
+            journal = Journal(self.paths.journal)
+            journal.record("removed", name=name.full(), freed_bytes=freed_bytes)
+            return freed_bytes
+
+
+class StoreWriter:
+    """The right to write: made by `Store.writing`, good until its block ends."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._paths = store.paths
+
+    def put(self, data: bytes) -> Digest:
+        """Store a small file and return its digest; one that is there already is kept.
+
+        Raises:
+            NoSpaceError: the file system is full.
+            StoreAccessError: it cannot be written.
+        """
+        digest = Digest.of(data)
+        path = self._paths.blob(digest)
+        with store_io(f"write blob {digest.short()}"):
+            # Compared, not trusted: the file may be older than this program, or rotten.
+            if not path.is_file() or path.read_bytes() != data:
+                fsio.atomic_write(path, data, mode=_BLOB_MODE)
+        return digest
+
+    def commit(self, staged: Path, digest: Digest) -> None:
+        """Make a staged file visible as a blob.
+
+        The caller has computed the digest from the very bytes it wrote; they are flushed here.
+
+        Raises:
+            NoSpaceError: the file system is full.
+            StoreAccessError: it cannot be renamed.
+        """
+        with store_io(f"commit blob {digest.short()}"):
+            descriptor = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, _BLOB_MODE)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            staged.replace(self._paths.blob(digest))
+            fsio.fsync_dir(self._paths.blobs)
+            fsio.fsync_dir(self._paths.staging)
+
+    def point(
+        self, name: ModelName, manifest: bytes, *, provenance: Provenance | None = None
+    ) -> int:
+        """Let a name stand for this manifest from now on; everything it refers to is there.
+
+        Args:
+            name: taken in the store's spelling if it is there in another case.
+            manifest: the manifest file; `appliance.model.encode_image` makes it.
+            provenance: where it came from; on disk before the name changes.
+
+        Returns:
+            Bytes freed, because only the name's former model used them.
+
+        Raises:
+            NoSpaceError: the file system is full; the name stands for what it did.
+            StoreAccessError: it cannot be written; likewise.
+        """
+        spelled = self.store.canonical(name)
+        reference = self._paths.reference(spelled)
+        former = self._peek(spelled)
+        if former == manifest and provenance is None:
+            return 0
+        with store_io(f"write the manifest of {spelled.short()}"):
+            if provenance is not None:
+                record = json.dumps(asdict(provenance), indent=1).encode() + b"\n"
+                at = self._paths.provenance(Digest.of(manifest))
+                fsio.atomic_write(at, record, mode=_FILE_MODE)
+            for parent in reversed(reference.relative_to(self._paths.manifests).parents):
+                _make_directory(self._paths.manifests / parent)
+            # Staged elsewhere: a temporary file beside the manifest would look like a tag.
+            staged = self._paths.staging / "manifest"
+            fsio.atomic_write(staged, manifest, mode=_FILE_MODE)
+            staged.replace(reference)
+            fsio.fsync_dir(reference.parent)
+        return self._release(former) if former is not None and former != manifest else 0
+
+    def copy(self, source: ModelName, destination: ModelName) -> None:
+        """Give a model one more name; the manifest's bytes, and so its id, stay the same.
+
+        Raises:
+            ModelMissingError: there is no such model.
+            StoreError: it is damaged, or the store cannot be written.
+            NoSpaceError: the file system is full.
+        """
+        model = self.store.resolve(source)
+        self.point(destination, self.store.manifest(model.name))
+
+    def remove(self, name: ModelName) -> int:
+        """Remove a name, damaged or not, and then the files nothing else uses.
+
+        Returns:
+            Bytes freed.
+
+        Raises:
+            ModelMissingError: there is no such name.
+            StoreAccessError: it cannot be removed.
+        """
+        spelled = self.store.canonical(name)
+        reference = self._paths.reference(spelled)
+        former = self._peek(spelled)
+        with store_io(f"remove {spelled.short()}"):
+            try:
+                reference.unlink()
+            except FileNotFoundError as error:
+                raise ModelMissingError(f"model '{name.short()}' not found") from error
+            fsio.fsync_dir(reference.parent)
+            for parent in list(reference.relative_to(self._paths.manifests).parents)[:-1]:
+                with contextlib.suppress(OSError):  # not empty: another name lives there
+                    (self._paths.manifests / parent).rmdir()
+        return self._release(former) if former is not None else 0
+
+    def _peek(self, name: ModelName) -> bytes | None:
+        try:
+            return self.store.manifest(name)
+        except AppError:
+            return None
+
+    def _release(self, manifest: bytes) -> int:
+        """Remove what only this manifest used, unless some other manifest cannot be read."""
+        try:
+            gone = parse_image(manifest)
+            left = [self.store.manifest(name) for name in self.store.names()]
+            needed = {part.digest for data in left for part in parse_image(data).parts}
+        except AppError:
+            return 0
+        freed = self._unlink_blobs(part for part in gone.parts if part.digest not in needed)
+        if manifest not in left:
+            with store_io("remove a record of provenance"):
+                self._paths.provenance(Digest.of(manifest)).unlink(missing_ok=True)
+        return freed
+
+    def _unlink_blobs(self, parts: Iterable[Descriptor]) -> int:
+        freed = 0
+        for digest in {part.digest for part in parts}:
+            path = self._paths.blob(digest)
+            with store_io(f"remove blob {digest.short()}"):
+                if path.is_file():
+                    size = path.stat().st_size
+                    path.unlink()
+                    freed += size
+        with store_io("flush the directory of blobs"):
+            fsio.fsync_dir(self._paths.blobs)
+        return freed
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip()
+        raise StoreBusyError(
+            f"the store is being written by process {holder or 'unknown'}",
+            hint="wait until it has finished",
+        ) from error
+    with store_io("take the store's lock"):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def _make_directory(path: Path) -> None:
+    """Create a directory and make its name durable; parents of the root are made too."""
+    if path.is_dir():
+        return
+    path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    fsio.fsync_dir(path.parent)

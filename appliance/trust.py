@@ -1,0 +1,302 @@
+"""Whom this site trusts, and what it accepted before.
+
+Rules:
+ * a key counts only if an operator added it here and nobody revoked it here;
+ * per channel the highest accepted sequence number never falls; an older bundle needs the
+   operator's typed consent, each time;
+ * one sequence number stands for one content for ever;
+ * a sequence number may not leap: a thief of a key could otherwise lock the channel.
+
+Decisions are pure; `load_policy` and `save_policy` are the only functions that touch a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import (
+    ExpiredError,
+    KeyRefusedError,
+    NobodyTrustedError,
+    OlderBundleError,
+    RequestError,
+    SequenceJumpError,
+    SequenceReuseError,
+    StoreCorruptError,
+    WrongSiteError,
+    store_io,
+)
+from bundler.format import fsio
+from bundler.format.digest import Digest
+from bundler.format.errors import BundleError, MissingBlobError
+from bundler.format.keys import KeyId, PublicKey
+from bundler.format.strict import encode_json, parse_json
+
+MAX_SEQUENCE_STEP = 10_000
+"""How far ahead of the last accepted number the next may be (threat 6, fast-forward)."""
+EVERYBODY = "*"
+"""An audience that names every site."""
+
+_FILE = "policy.json"
+_MAX_FILE_BYTES = 4 << 20
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedKey:
+    """A key an operator added, under the label they gave it."""
+
+    label: str
+    key: PublicKey
+    added_at: str
+
+    @property
+    def key_id(self) -> KeyId:
+        """Id of the key itself."""
+        return self.key.key_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustPolicy:
+    """The state of trust.
+
+    Attributes:
+        keys: in the order they were added.
+        threshold: how many of them must have signed a bundle.
+        revoked: key ids that may never be added again.
+        accepted: per channel, each accepted sequence number and the digest of its statement.
+    """
+
+    keys: tuple[TrustedKey, ...] = ()
+    threshold: int = 1
+    revoked: frozenset[KeyId] = frozenset()
+    accepted: Mapping[str, Mapping[int, Digest]] = field(default_factory=dict)
+
+    def active_keys(self) -> Mapping[KeyId, PublicKey]:
+        """The keys that count.
+
+        Raises:
+            NobodyTrustedError: there are none.
+        """
+        active = {key.key_id: key.key for key in self.keys if key.key_id not in self.revoked}
+        if not active:
+            raise NobodyTrustedError(
+                "no key is trusted here yet",
+                hint="compare the key's words with its owner, then: satchel trust add KEY.pub",
+            )
+        return active
+
+    def labels(self) -> Mapping[KeyId, str]:
+        """What the operator calls each key."""
+        return {key.key_id: key.label for key in self.keys}
+
+    def highest(self, channel: str) -> int | None:
+        """The highest sequence number accepted on a channel."""
+        return max(self.accepted.get(channel, {}), default=None)
+
+    def with_key(self, key: PublicKey, *, label: str, added_at: str) -> TrustPolicy:
+        """The policy with one key more; a key that is there takes the new label.
+
+        Raises:
+            KeyRefusedError: the key was revoked here.
+            RequestError: the label is empty, too long, or another key has it.
+        """
+        if key.key_id in self.revoked:
+            raise KeyRefusedError(f"key {key.key_id[:12]} was revoked at this site")
+        if not label or len(label) > 64 or not label.isprintable():  # noqa: PLR2004 - a screen column
+            raise RequestError(f"label: expected 1 to 64 printable characters, found {label!r}")
+        others = tuple(other for other in self.keys if other.key_id != key.key_id)
+        if any(other.label == label for other in others):
+            raise RequestError(
+                f"label {label!r} belongs to another key", hint="choose one with --label"
+            )
+        added = TrustedKey(label=label, key=key, added_at=added_at)
+        return replace(self, keys=(*others, added))
+
+    def without_key(self, which: str, *, revoke: bool) -> tuple[TrustPolicy, TrustedKey]:
+        """The policy without the key of this label or id (at least its first eight digits).
+
+        Returns:
+            The policy and the key that is gone.
+
+        Raises:
+            RequestError: no key or several match.
+        """
+        found = [
+            key
+            for key in self.keys
+            if key.label == which or (len(which) >= 8 and key.key_id.startswith(which))  # noqa: PLR2004
+        ]
+        if len(found) != 1:
+            raise RequestError(
+                f"expected the label or id of one trusted key, found {len(found)} for {which!r}",
+                hint="see: satchel trust list",
+            )
+        gone = found[0]
+        left = tuple(key for key in self.keys if key is not gone)
+        revoked = self.revoked | {gone.key_id} if revoke else self.revoked
+        return replace(self, keys=left, revoked=revoked), gone
+
+    def with_threshold(self, threshold: int) -> TrustPolicy:
+        """The policy with another threshold.
+
+        Raises:
+            RequestError: it is below one, or there are not that many keys.
+        """
+        if not 1 <= threshold <= max(1, len(self.keys)):
+            raise RequestError(
+                f"threshold: expected 1 to {max(1, len(self.keys))} (the number of trusted keys), "
+                f"found {threshold}"
+            )
+        return replace(self, threshold=threshold)
+
+    def check_sequence(
+        self, channel: str, seq: int, statement: Digest, *, allow_rollback: str = ""
+    ) -> None:
+        """Refuse what contradicts earlier imports.
+
+        Args:
+            channel: the bundle's channel.
+            seq: its number there.
+            statement: digest of the signed bytes.
+            allow_rollback: ``channel:seq`` as the operator typed it, or empty.
+
+        Raises:
+            SequenceReuseError: this number was accepted with other content.
+            OlderBundleError: a higher one was accepted, and the operator did not consent.
+            SequenceJumpError: it is more than 10 000 ahead.
+        """
+        accepted = self.accepted.get(channel, {})
+        highest = self.highest(channel)
+        if seq in accepted and accepted[seq] != statement:
+            raise SequenceReuseError(
+                f"channel {channel}: sequence {seq} was accepted before with other content",
+                hint="two bundles were signed under one number; ask who signed the second",
+            )
+        if highest is None:
+            return
+        if seq < highest and allow_rollback != f"{channel}:{seq}":
+            raise OlderBundleError(
+                f"channel {channel}: expected sequence {highest} or later, found {seq}",
+                hint=f"to install the older one all the same: --allow-rollback {channel}:{seq}",
+            )
+        if seq > highest + MAX_SEQUENCE_STEP:
+            raise SequenceJumpError(
+                f"channel {channel}: expected a sequence of at most "
+                f"{highest + MAX_SEQUENCE_STEP}, found {seq}",
+                hint="a number this far ahead would lock the channel; ask who signed it",
+            )
+
+    def accept(self, channel: str, seq: int, statement: Digest) -> TrustPolicy:
+        """The policy after this bundle was accepted."""
+        channels = {name: dict(numbers) for name, numbers in self.accepted.items()}
+        channels.setdefault(channel, {})[seq] = statement
+        return replace(self, accepted=channels)
+
+
+def check_audience(audience: tuple[str, ...], site: str) -> None:
+    """Refuse a bundle that is meant for other sites.
+
+    Raises:
+        WrongSiteError: the audience names neither this site nor everybody.
+    """
+    if EVERYBODY in audience or (site and site in audience):
+        return
+    named = ", ".join(audience[:3]) + (", …" if len(audience) > 3 else "")  # noqa: PLR2004
+    raise WrongSiteError(
+        f"audience: expected {site or 'a bundle for every site'}, found {named or 'nobody'}",
+        hint="this site's id is the setting trust.site",
+    )
+
+
+def check_expiry(expires: str | None, *, now: str, policy: str) -> str:
+    """Compare the bundle's ``expires`` with the present; both are RFC 3339 in UTC.
+
+    Args:
+        expires: the signed date, or ``None``.
+        now: the present.
+        policy: ``warn`` or ``refuse``; a site without a clock should not be bricked by one.
+
+    Returns:
+        A warning, or an empty text.
+
+    Raises:
+        ExpiredError: it is past and the policy is ``refuse``.
+    """
+    if expires is None or now <= expires:
+        return ""
+    text = f"expires: expected a date after {now}, found {expires}"
+    if policy == "refuse":
+        raise ExpiredError(text, hint="the setting trust.expired decides; check the clock too")
+    return text
+
+
+def load_policy(directory: Path) -> TrustPolicy:
+    """Read the policy; none yet means that nobody is trusted.
+
+    Raises:
+        StoreCorruptError: the file is damaged; nothing is trusted then.
+        StoreAccessError: it cannot be read.
+    """
+    path = directory / _FILE
+    try:
+        with store_io("read the trust policy"):
+            data = fsio.read_bounded(path, max_bytes=_MAX_FILE_BYTES)
+        return _decode(parse_json(data, max_bytes=_MAX_FILE_BYTES))
+    except MissingBlobError:
+        return TrustPolicy()
+    except (BundleError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreCorruptError(
+            f"trust policy {path}: damaged: {error}",
+            hint="restore it from a backup; removing it forgets keys and accepted bundles",
+        ) from error
+
+
+def save_policy(directory: Path, policy: TrustPolicy) -> None:
+    """Write the policy durably; the caller holds the store's lock.
+
+    Raises:
+        StoreAccessError: it cannot be written; the old one is as it was.
+        NoSpaceError: likewise.
+    """
+    with store_io("write the trust policy"):
+        fsio.atomic_write(directory / _FILE, encode_json(_encode(policy)) + b"\n", mode=0o644)
+
+
+def _encode(policy: TrustPolicy) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "threshold": policy.threshold,
+        "keys": [
+            {"label": key.label, "key": key.key.text(), "added": key.added_at}
+            for key in policy.keys
+        ],
+        "revoked": sorted(policy.revoked),
+        "accepted": {
+            channel: {str(seq): str(digest) for seq, digest in numbers.items()}
+            for channel, numbers in policy.accepted.items()
+        },
+    }
+
+
+def _decode(value: dict[str, Any]) -> TrustPolicy:
+    if value["version"] != _VERSION:
+        raise ValueError(f"version: expected {_VERSION}, found {value['version']!r}")
+    threshold = value["threshold"]
+    if not isinstance(threshold, int) or isinstance(threshold, bool) or threshold < 1:
+        raise ValueError(f"threshold: expected an integer from 1, found {threshold!r}")
+    return TrustPolicy(
+        keys=tuple(
+            TrustedKey(label=key["label"], key=PublicKey.parse(key["key"]), added_at=key["added"])
+            for key in value["keys"]
+        ),
+        threshold=threshold,
+        revoked=frozenset(KeyId(key_id) for key_id in value["revoked"]),
+        accepted={
+            channel: {int(seq): Digest.parse(digest) for seq, digest in numbers.items()}
+            for channel, numbers in value["accepted"].items()
+        },
+    )
