@@ -47,9 +47,7 @@ def read_cpu(root: Path, *, quota: float | None) -> Cpu:
         allowed_cores=_physical(root, len(cores), allowed, online),
         big_cores=_big(root, tuple(cores.values())),
         quota=quota,
-        features=tuple(
-            sorted(_FEATURES & set((info.get("flags") or info.get("Features")).split()))
-        ),
+        features=tuple(sorted(_FEATURES & set(features.split()))),
     )
 
 
