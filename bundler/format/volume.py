@@ -1,0 +1,196 @@
+"""Bundles on a medium: find them, and read their files as files of unknown origin.
+
+Rules:
+ * every file is reached through a digest or a fixed name, below one opened directory;
+ * nothing is followed, nothing blocks, nothing is written;
+ * whatever the format does not name is not looked at.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundler.format.digest import Digest
+from bundler.format.errors import DamagedError, LayoutError, MissingBlobError
+from bundler.format.fsio import open_directory, open_regular, raise_io, read_bounded
+from bundler.format.limits import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES
+
+ENVELOPE_NAME: Final = "bundle.dsse.json"
+BUNDLES_DIRECTORY: Final = "satchel"
+_BUNDLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}-[0-9]{6,16}")
+_MAX_ENTRIES: Final = 10_000
+"""Names looked at in one directory; a stick with more is not one of ours."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BundleDirectory:
+    """One bundle on a medium. Nothing in it is trusted before `envelope.verify`.
+
+    Attributes:
+        path: the directory that holds ``bundle.dsse.json``.
+    """
+
+    path: Path
+
+    def read_envelope(self) -> bytes:
+        """The bytes of the envelope, read once, at most 8 MiB.
+
+        Raises:
+            LayoutError: it is no regular file, or too large.
+            MissingBlobError: there is none: the bundle is unfinished.
+            MediumError: it cannot be read.
+        """
+        with self._opened() as directory:
+            return read_bounded(ENVELOPE_NAME, max_bytes=MAX_ENVELOPE_BYTES, dir_fd=directory)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether this medium holds a file of that name; another volume may."""
+        try:
+            with self.open_blob(digest):
+                return True
+        except (MissingBlobError, LayoutError):
+            return False
+
+    def read_blob(
+        self, digest: Digest, *, max_bytes: int = MAX_BLOB_BYTES, size_bytes: int | None = None
+    ) -> bytes:
+        """A small file, read once and checked against its digest.
+
+        Args:
+            digest: its name.
+            max_bytes: most bytes read.
+            size_bytes: the size the statement gives it.
+
+        Raises:
+            MissingBlobError: it is not on this medium.
+            LayoutError: it is no regular file, too large, or of another size.
+            DamagedError: its bytes have another digest.
+            MediumError: it cannot be read.
+        """
+        with self._blobs() as directory:
+            data = read_bounded(digest.hex, max_bytes=max_bytes, dir_fd=directory)
+        if size_bytes is not None and len(data) != size_bytes:
+            raise LayoutError(f"{digest}: expected {size_bytes} bytes, found {len(data)}")
+        if Digest.of(data) != digest:
+            raise DamagedError(
+                f"{digest}: expected bytes of this digest, found others",
+                hint="the medium is damaged or was changed; copy the bundle again",
+            )
+        return data
+
+    def open_blob(self, digest: Digest, *, size_bytes: int | None = None) -> io.FileIO:
+        """A file on the medium, unbuffered and read-only; the caller closes it.
+
+        Raises:
+            MissingBlobError: it is not on this medium.
+            LayoutError: it is no regular file, or of another size.
+            MediumError: it cannot be opened.
+        """
+        with self._blobs() as directory:
+            return open_regular(digest.hex, dir_fd=directory, size_bytes=size_bytes)
+
+    def open_segment(self, digest: Digest, *, size_bytes: int) -> io.FileIO:
+        """A segment of the signed size, unbuffered and read-only; the caller closes it.
+
+        Its bytes are not checked here: every chunk is, after it was read.
+
+        Raises:
+            MissingBlobError: it is not on this medium.
+            LayoutError: it is no regular file, or of another size.
+            MediumError: it cannot be opened.
+        """
+        return self.open_blob(digest, size_bytes=size_bytes)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        directory = open_directory(self.path)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+    @contextmanager
+    def _blobs(self) -> Iterator[int]:
+        with self._opened() as bundle:
+            blobs = open_directory("blobs", dir_fd=bundle)
+            try:
+                directory = open_directory("sha256", dir_fd=blobs)
+            finally:
+                os.close(blobs)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+
+def find_bundles(root: Path) -> tuple[BundleDirectory, ...]:
+    """Every finished bundle of a medium, in order of name.
+
+    Args:
+        root: the medium, its ``satchel`` directory, or one bundle directory.
+
+    Raises:
+        LayoutError: there is no bundle, only unfinished ones, or ``root`` is no directory.
+        MissingBlobError: ``root`` does not exist.
+        MediumError: it cannot be read.
+    """
+    os.close(open_directory(root, follow=True))
+    # What the operator typed may be a link; from here on nothing is followed.
+    root = root.resolve()
+    if _is_file(root / ENVELOPE_NAME):
+        return (BundleDirectory(root),)
+    below = root / BUNDLES_DIRECTORY
+    names = [
+        *(below / name for name in _directories(below)),
+        *(root / name for name in _directories(root) if name != BUNDLES_DIRECTORY),
+    ]
+    named = sorted(path for path in names if _BUNDLE_NAME.fullmatch(path.name))
+    finished = [path for path in named if _is_file(path / ENVELOPE_NAME)]
+    if finished:
+        return tuple(BundleDirectory(path) for path in finished)
+    if named:
+        raise LayoutError(
+            f"{ascii(named[0].name)[1:-1]}: expected a finished bundle, found none",
+            hint=f"there is no {ENVELOPE_NAME}; pack it again",
+        )
+    raise LayoutError(
+        "medium: expected a bundle, found none",
+        hint=f"give the directory that holds {BUNDLES_DIRECTORY}/<channel>-<seq>",
+    )
+
+
+def _directories(path: Path) -> list[str]:
+    """Names of the directories in a directory; none where it is none itself."""
+    names: list[str] = []
+    try:
+        if path.is_symlink():
+            return []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                if len(names) > _MAX_ENTRIES:
+                    raise LayoutError(
+                        f"medium: expected at most {_MAX_ENTRIES} directories, found more"
+                    )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise_io(error, path)
+    return names
+
+
+def _is_file(path: Path) -> bool:
+    """Whether something stands there, whatever it is: opening it decides."""
+    try:
+        path.lstat()
+    except OSError:
+        return False
+    return True
