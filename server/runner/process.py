@@ -1,0 +1,397 @@
+"""The server's side of a runner: talk to the child, notice its death, end it.
+
+Rules:
+ * one thread starts the child, reads its socket, hands every row to the stream it belongs to,
+   and reaps it;
+ * however the child ends (EOF, signal, exit code, a broken or endless line, silence), every
+   stream and every call in flight gets a `RunnerCrashedError` that says how;
+ * no write blocks longer than ``send_s``: a child that does not read is as good as dead;
+ * prompts are never logged; what is kept is the child's output only.
+
+What this does not do: a child that still writes valid lines but makes no sense is not noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from server.errors import LoadFailedError, RunnerCrashedError
+from server.runner import protocol
+from server.runner.channel import Channel, StuckError, encode
+from server.runner.spawn import Child
+from server.runner.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["RUNNER_COMMAND", "Runner", "RunnerLimits", "Stream"]
+
+RUNNER_COMMAND = (sys.executable, "-P", "-m", "server.runner")
+"""The child's argument vector; the number of its socket is appended."""
+
+LAST_WORDS_S = 0.03
+"""How long to wait for the last printed line after death; clients are told within 100 ms."""
+
+EXIT_S = 0.05
+"""How long a child that closed its socket may take to exit before it is killed."""
+
+TICK_S = 1.0
+"""How often the deadlines for load and silence are looked at."""
+
+STOPPED = "the model's runner has been stopped"
+
+_LOG = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer", protocol.Tokens, protocol.Text)
+_Inbox = queue.SimpleQueue[protocol.Tokens | protocol.Text | RunnerCrashedError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLimits:
+    """How long a runner may take, in seconds.
+
+    Attributes:
+        load_s: without progress or output while loading. Default 5 min: a cold disk and a
+            large model; the same as Ollama's.
+        stall_s: without any line while requests are in flight. Default 5 min: one prefill
+            batch of a large model on a slow CPU stays below it. Raise it for slower machines.
+        send_s: for one write to the child. Default 1 min: a child reads between two batches.
+        call_s: for the answer to ``tokenize`` or ``detokenize``.
+        term_s: from SIGTERM to SIGKILL when stopping.
+    """
+
+    load_s: float = 300.0
+    stall_s: float = 300.0
+    send_s: float = 60.0
+    call_s: float = 60.0
+    term_s: float = 1.0
+
+
+class Runner:
+    """One child process that holds one model. All methods may be called from any thread.
+
+    Attributes:
+        load: what it was told to load.
+    """
+
+    def __init__(
+        self, load: protocol.Load, limits: RunnerLimits, on_progress: Callable[[float], None]
+    ) -> None:
+        """For `start` and `spawn`."""
+        self.load = load
+        self._limits = limits
+        self._on_progress = on_progress
+        self._ids = itertools.count(1)
+        self._state = threading.Lock()  # guards streams, calls, epitaph, on_exit, stopping
+        self._streams: dict[int, Stream] = {}
+        self._calls: dict[int, _Inbox] = {}
+        self._epitaph: str | None = None
+        self._on_exit: Callable[[RunnerCrashedError], None] | None = None
+        self._stopping = False
+        self._loaded: protocol.Ready | protocol.Failed | None = None
+        self._settled = threading.Event()  # ready, failed or dead
+        self._dead = threading.Event()
+        self._heard_s = time.monotonic()
+        self._channel: Channel
+        self._child: Child
+        self._reader: threading.Thread
+
+    @classmethod
+    def start(
+        cls,
+        load: protocol.Load,
+        *,
+        command: Sequence[str] = RUNNER_COMMAND,
+        limits: RunnerLimits | None = None,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> Runner:
+        """Start a child and wait until the model is loaded. Arguments are those of `spawn`.
+
+        Raises:
+            LoadFailedError: it refused, died, or took too long.
+        """
+        runner = cls.spawn(load, command=command, limits=limits, on_progress=on_progress)
+        runner.wait_ready()
+        return runner
+
+    @classmethod
+    def spawn(
+        cls,
+        load: protocol.Load,
+        *,
+        command: Sequence[str] = RUNNER_COMMAND,
+        limits: RunnerLimits | None = None,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> Runner:
+        """Start a child and return at once; `wait_ready` waits for the model.
+
+        Args:
+            load: the first line of the conversation.
+            command: argument vector of the child, without the number of its socket.
+            limits: see `RunnerLimits`.
+            on_progress: called with the loaded fraction, 0 to 1, in the reader thread.
+
+        Raises:
+            LoadFailedError: the process could not be started.
+        """
+        runner = cls(load, limits or RunnerLimits(), on_progress)
+        ours, theirs = socket.socketpair()
+        runner._channel = Channel(ours, send_s=runner._limits.send_s)
+        born: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        runner._reader = threading.Thread(
+            target=runner._live, args=(command, theirs, born), daemon=True, name="runner-read"
+        )
+        runner._reader.start()
+        if (error := born.get()) is not None:
+            raise LoadFailedError(f"the runner could not be started: {error}") from error
+        with contextlib.suppress(RunnerCrashedError):  # wait_ready tells
+            runner._send(encode(load))
+        return runner
+
+    @property
+    def pid(self) -> int:
+        """Process id, and id of the process group."""
+        return self._child.pid
+
+    @property
+    def ready(self) -> protocol.Ready:
+        """What the runner said when the model was loaded; waits for it as `wait_ready` does."""
+        return self.wait_ready()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: it has neither died nor been stopped."""
+        return self._epitaph is None and not self._stopping
+
+    @property
+    def log_lines(self) -> tuple[str, ...]:
+        """The last lines the child printed, oldest first."""
+        return self._child.log_lines
+
+    def wait_ready(self) -> protocol.Ready:
+        """Wait until the model is loaded.
+
+        Raises:
+            LoadFailedError: the runner refused, died, or made no progress for ``load_s``.
+                The child has ended by then.
+        """
+        self._settled.wait()
+        if isinstance(self._loaded, protocol.Ready):
+            return self._loaded
+        self.stop(self._limits.term_s)
+        if isinstance(self._loaded, protocol.Failed):
+            raise LoadFailedError(self._loaded.message)
+        raise LoadFailedError(f"while loading: {self._epitaph}")
+
+    def on_exit(self, tell: Callable[[RunnerCrashedError], None]) -> None:
+        """Have ``tell`` called once when the child dies unasked; at once if it already has."""
+        with self._state:
+            if self._epitaph is None:
+                self._on_exit = tell
+                return
+        if not self._stopping:
+            tell(self._crash())
+
+    def generate(self, request: protocol.Generate) -> Stream:
+        """Start a completion. The runner numbers it; ``request.id`` is not used.
+
+        Raises:
+            RunnerCrashedError: the child is dead.
+            BadRequestError: the request is no valid Unicode, or larger than a line may be.
+        """
+        request = replace(request, id=next(self._ids))
+        line = encode(request)
+        stream = Stream(cancel=lambda: self._cancel(request.id))
+        with self._state:
+            self._refuse_dead()
+            if not self._streams:
+                self._heard_s = time.monotonic()
+            self._streams[request.id] = stream
+        self._send(line)
+        return stream
+
+    def tokenize(
+        self, text: str, *, add_bos: bool = True, parse_special: bool = True
+    ) -> tuple[int, ...]:
+        """Turn text into token ids.
+
+        Raises:
+            RunnerCrashedError: the child is dead, or did not answer within ``call_s``.
+            BadRequestError: the text is no valid Unicode, or larger than a line may be.
+        """
+        message = protocol.Tokenize(
+            id=next(self._ids), text=text, add_bos=add_bos, parse_special=parse_special
+        )
+        return self._call(message, protocol.Tokens).tokens
+
+    def detokenize(self, tokens: tuple[int, ...]) -> str:
+        """Turn token ids into text. Raises as `tokenize` does."""
+        message = protocol.Detokenize(id=next(self._ids), tokens=tokens)
+        return self._call(message, protocol.Text).text
+
+    def stop(self, grace_s: float) -> None:
+        """End the child and reap it; a second call waits for the same end.
+
+        The socket is closed, which a runner obeys; after ``grace_s`` its process group gets
+        SIGTERM, after ``term_s`` more SIGKILL. Requests in flight get `RunnerCrashedError`.
+        """
+        with self._state:
+            self._stopping = True
+        self._channel.hang_up()
+        if not self._child.wait(grace_s):
+            self._child.signal(signal.SIGTERM)
+            if not self._child.wait(self._limits.term_s):
+                self._child.signal(signal.SIGKILL)
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def _cancel(self, request_id: int) -> None:
+        """End a request; nothing happens when it has ended, or the child is dead."""
+        with self._state:
+            known = request_id in self._streams
+        if known:
+            with contextlib.suppress(RunnerCrashedError):  # its stream tells
+                self._send(protocol.encode(protocol.Cancel(id=request_id)))
+
+    def _call(
+        self, message: protocol.Tokenize | protocol.Detokenize, kind: type[_Answer]
+    ) -> _Answer:
+        line = encode(message)
+        inbox: _Inbox = queue.SimpleQueue()
+        with self._state:
+            self._refuse_dead()
+            self._calls[message.id] = inbox
+        try:
+            self._send(line)
+            answer = inbox.get(timeout=self._limits.call_s)
+        except queue.Empty:
+            text = f"the runner did not answer within {self._limits.call_s:g} s"
+            raise RunnerCrashedError(text) from None
+        finally:
+            with self._state:
+                self._calls.pop(message.id, None)
+        if isinstance(answer, kind):
+            return answer
+        raise answer if isinstance(answer, RunnerCrashedError) else self._crash()
+
+    def _refuse_dead(self) -> None:
+        if self._stopping or self._epitaph is not None:
+            raise self._crash()
+
+    def _crash(self) -> RunnerCrashedError:
+        return RunnerCrashedError(self._epitaph or STOPPED)
+
+    def _send(self, line: bytes) -> None:
+        """Write one line; a child that does not take it within ``send_s`` is killed."""
+        try:
+            self._channel.send(line)
+        except StuckError:
+            self._child.kill("it does not read its socket")
+        except OSError:
+            pass  # it is gone; the reader knows more
+        else:
+            return
+        self._dead.wait(TICK_S)
+        raise self._crash()
+
+    def _live(
+        self, command: Sequence[str], theirs: socket.socket, born: queue.SimpleQueue[OSError | None]
+    ) -> None:
+        """The reader thread: from the child's birth to its burial."""
+        try:
+            with theirs:
+                self._child = Child(command=command, sock=theirs)
+        except OSError as error:
+            self._channel.close()
+            born.put(error)
+            return
+        born.put(None)
+        try:
+            tick_s = min(TICK_S, self._limits.load_s / 4, self._limits.stall_s / 4)
+            for line in self._channel.lines(tick_s=tick_s, on_silence=self._watch):
+                self._heard_s = time.monotonic()
+                self._dispatch(protocol.decode_event(line))
+        except (RunnerCrashedError, RecursionError, OSError) as error:
+            self._child.kill(str(error))
+        finally:
+            self._bury()
+
+    def _watch(self) -> None:
+        """Kill a child that says nothing although something is expected of it."""
+        now_s = time.monotonic()
+        if not self._settled.is_set():
+            if now_s - max(self._heard_s, self._child.spoke_s) > self._limits.load_s:
+                self._child.kill(f"it made no progress for {self._limits.load_s:g} s")
+            return
+        with self._state:
+            silent = bool(self._streams) and now_s - self._heard_s > self._limits.stall_s
+        if silent:
+            self._child.kill(
+                f"it was silent for {self._limits.stall_s:g} s with requests to answer"
+            )
+
+    def _dispatch(self, event: protocol.Event) -> None:
+        match event:
+            case protocol.Progress():
+                self._on_progress(event.fraction)
+            case protocol.Ready() | protocol.Failed():
+                self._loaded = event
+                self._settled.set()
+            case protocol.Step():
+                for row in event.rows:
+                    self._deliver(row)
+            case protocol.Tokens() | protocol.Text():
+                with self._state:
+                    inbox = self._calls.get(_checked_id(event.id))
+                if inbox is not None:  # else the caller has given up
+                    inbox.put(event)
+
+    def _deliver(self, row: protocol.Row) -> None:
+        request_id = _checked_id(row.id)
+        ends = row.done is not None or row.fault is not None
+        with self._state:
+            stream = self._streams.get(request_id)
+            if ends:
+                self._streams.pop(request_id, None)
+        if stream is not None:
+            stream.put(row)
+
+    def _bury(self) -> None:
+        """After the last line: reap, tell every stream and call, then whoever asked."""
+        if not self._child.wait(EXIT_S):
+            if not self._stopping:
+                self._child.kill("it closed its socket")
+            self._child.wait()
+        self._child.read_log(LAST_WORDS_S)
+        with self._state:
+            self._epitaph = STOPPED if self._stopping else self._child.obituary()
+            streams, self._streams = self._streams, {}
+            calls, self._calls = self._calls, {}
+            tell = None if self._stopping else self._on_exit
+        self._dead.set()
+        self._settled.set()
+        for stream in streams.values():
+            stream.put(self._crash())
+        for inbox in calls.values():
+            inbox.put(self._crash())
+        if not self._stopping:
+            _LOG.warning("runner %d: %s", self.pid, self._epitaph)
+        self._channel.close()
+        if tell is not None:
+            tell(self._crash())
+        self._child.read_log()
+
+
+def _checked_id(value: object) -> int:
+    if type(value) is not int:
+        raise RunnerCrashedError(f"id: expected an integer, found {value!r:.40}")
+    return value
