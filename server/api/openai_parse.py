@@ -112,62 +112,43 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
     for message in fields.objects("messages"):
         calls = tuple(_tool_call(call) for call in message.objects("tool_calls"))
         called |= {call.id: call.name for call in calls}
-        messages.extend(_message(message, calls, called))
+        messages.append(_message(message, calls, called))
     return tuple(messages)
 
 
-def _message(
-    fields: Fields, calls: tuple[ToolCall, ...], called: Mapping[str, str]
-) -> tuple[Message, ...]:
-    """One message, or one per content part."""
+def _message(fields: Fields, calls: tuple[ToolCall, ...], called: Mapping[str, str]) -> Message:
     role = fields.string("role").lower()
     if not role:
         raise BadRequestError(f"{fields.path('role')}: expected string, found nothing")
     call_id = fields.string("tool_call_id")
     tool_name = (fields.string("name") or called.get(call_id, "")) if role == "tool" else ""
-    first = Message(
+    content = fields.values.get("content")
+    if content is None and not calls:
+        raise BadRequestError("invalid message content type: <nil>")
+    text, images = _parts(fields) if isinstance(content, list) else (fields.string("content"), ())
+    return Message(
         role=role,
+        content=text,
         thinking=fields.string("reasoning"),
+        images=images,
         tool_calls=calls,
         tool_name=tool_name,
         tool_call_id=call_id,
     )
-    content = fields.values.get("content")
-    if isinstance(content, list):
-        return _parts(fields, first)
-    if content is None and not calls:
-        raise BadRequestError("invalid message content type: <nil>")
-    return (_with(first, content=fields.string("content")),)
 
 
-def _parts(fields: Fields, first: Message) -> tuple[Message, ...]:
-    """The parts of a content array as neighbouring messages; what is not text goes on the first.
-
-    Neighbours of one role are merged again where the template wants it so.
-    """
-    parts: list[Message] = []
+def _parts(fields: Fields) -> tuple[str, tuple[bytes, ...]]:
+    """The texts of a content array, a blank line between them as in Ollama, and its images."""
+    texts, images = [], []
     for part in fields.objects("content"):
-        bare = first if not parts else Message(role=first.role)
         match part.string("type"):
             case "text":
-                parts.append(_with(bare, content=part.string("text")))
+                texts.append(part.string("text"))
             case "image_url":
-                parts.append(_with(bare, images=(_image(part),)))
+                images.append(_image(part))
             case _:
                 raise BadRequestError("invalid message format")
-    return tuple(parts) or (first,)
-
-
-def _with(message: Message, *, content: str = "", images: tuple[bytes, ...] = ()) -> Message:
-    return Message(
-        role=message.role,
-        content=content,
-        thinking=message.thinking,
-        images=images,
-        tool_calls=message.tool_calls,
-        tool_name=message.tool_name,
-        tool_call_id=message.tool_call_id,
-    )
+    return "\n\n".join(texts), tuple(images)
 
 
 def _image(part: Fields) -> bytes:

@@ -1,0 +1,310 @@
+"""Answer a request: find the model, load it, make the prompt, generate, and count the cost.
+
+The order of the checks is Ollama's, because clients see the first that fails: name, existence,
+unload, raw conflicts, capabilities, options, load, load-only, prompt.
+
+Rules:
+ * nothing happens before the first chunk is asked for; errors come with it;
+ * a runner that dies before it said anything is tried once more on a fresh one, unseen;
+ * once something was said, death is a `FaultChunk`, and nothing follows it;
+ * prompts and answers are never logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import string
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+from server.catalogue import Catalogue, ServedModel, read_reference
+from server.chat import (
+    ChatRequest,
+    Chunk,
+    FaultChunk,
+    FinishChunk,
+    FinishReason,
+    GenerateRequest,
+    RequestOptions,
+    SamplingOptions,
+    Usage,
+)
+from server.errors import (
+    BadRequestError,
+    ModelNotFoundError,
+    RunnerCrashedError,
+    ServerError,
+)
+from server.generation import Gone, Outcome, complete
+from server.options import resolve_options
+from server.output.stream import OutputStream
+from server.output.thinking import OPEN
+from server.planner import Planner
+from server.prompting import Prompt, chat_prompt, generate_prompt
+from server.runner import protocol
+from server.scheduler import Demand, Lease, Scheduler
+
+LOG = logging.getLogger("satchel.server")
+
+Chunks = Generator[Chunk, None, None]
+
+MOST_CONTEXTS_OF_OUTPUT = 10
+"""An answer without a limit of its own ends after this many contexts, as Ollama's do."""
+
+_CALL_ALPHABET = string.ascii_lowercase + string.digits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """A request that has passed every check that needs no model in memory."""
+
+    request: RequestOptions
+    model: ServedModel
+    demand: Demand
+    sampling: SamplingOptions
+    think: bool | str
+    started_s: float
+
+
+class Answerer:
+    """Turns requests into chunks. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        scheduler: Scheduler,
+        planner: Planner,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._planner = planner
+        self._now_s = now_s
+
+    def chat(self, request: ChatRequest, gone: Gone) -> Chunks:
+        """Continue a conversation.
+
+        Raises:
+            ServerError: with the first chunk, when there will be no answer.
+        """
+        started_s = self._now_s()
+        model = self._find_for_chat(request.model)
+        if not request.messages and request.keep_alive_s == 0:
+            yield self._unload(model)
+            return
+        task = self._task(model, request, started_s)
+        yield from self._answer(task, gone, empty=not request.messages)
+
+    def generate(self, request: GenerateRequest, gone: Gone) -> Chunks:
+        """Complete a prompt.
+
+        Raises:
+            ServerError: with the first chunk, when there will be no answer.
+        """
+        started_s = self._now_s()
+        model = self._find_for_generate(request.model)
+        if not request.prompt and request.keep_alive_s == 0:
+            yield self._unload(model)
+            return
+        task = self._task(model, request, started_s)
+        yield from self._answer(task, gone, empty=not request.prompt)
+
+    def render_chat(self, request: ChatRequest, gone: Gone) -> str:
+        """The prompt a chat comes to; loads the model to measure it.
+
+        Raises:
+            ServerError: there would be no answer.
+        """
+        model = self._find_for_chat(request.model)
+        return self._render(self._task(model, request, self._now_s()), gone)
+
+    def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
+        """The prompt a completion comes to. Raises as `render_chat`."""
+        model = self._find_for_generate(request.model)
+        return self._render(self._task(model, request, self._now_s()), gone)
+
+    def _find_for_chat(self, text: str) -> ServedModel:
+        name = read_reference(text)
+        if name is None:
+            raise BadRequestError("model is required")
+        model = self._catalogue.find(name)
+        if model is None:
+            raise ModelNotFoundError(f"model '{text}' not found")
+        return model
+
+    def _find_for_generate(self, text: str) -> ServedModel:
+        name = read_reference(text)
+        model = self._catalogue.find(name) if name is not None else None
+        if model is None:
+            raise ModelNotFoundError(f"model '{text}' not found")
+        return model
+
+    def _unload(self, model: ServedModel) -> FinishChunk:
+        self._scheduler.unload(self._planner.key(model))
+        return FinishChunk(reason=FinishReason.UNLOAD, usage=Usage())
+
+    def _task(self, model: ServedModel, request: RequestOptions, started_s: float) -> _Task:
+        """Check what can be checked without the model.
+
+        Raises:
+            BadRequestError: the model cannot do what is asked, or an option is wrong.
+        """
+        if isinstance(request, GenerateRequest):
+            _check_generate(request, model)
+        elif isinstance(request, ChatRequest):
+            _check_chat(request, model)
+        if request.think and not model.can("thinking"):
+            raise BadRequestError(f'"{request.model}" does not support thinking')
+        sampling, load = resolve_options(model.installed.parameters, request.options)
+        think = request.think
+        if think is None:
+            think = model.can("thinking")
+        return _Task(
+            request=request,
+            model=model,
+            demand=self._planner.demand(model, load, keep_alive_s=request.keep_alive_s),
+            sampling=sampling,
+            think=think,
+            started_s=started_s,
+        )
+
+    def _render(self, task: _Task, gone: Gone) -> str:
+        with self._scheduler.acquire(task.demand, gone=gone) as lease:
+            prompt = _prompt(task, lease)
+            return prompt.text or lease.runner.detokenize(prompt.tokens)
+
+    def _answer(self, task: _Task, gone: Gone, *, empty: bool) -> Chunks:
+        """Load the model and generate; once more if the runner dies unheard."""
+        for attempt in (1, 2):
+            outcome = Outcome()
+            try:
+                with self._scheduler.acquire(task.demand, gone=gone) as lease:
+                    if empty:
+                        yield FinishChunk(reason=FinishReason.LOAD, usage=Usage())
+                        return
+                    yield from self._generate(task, lease, gone, outcome)
+                    return
+            except RunnerCrashedError as error:
+                crash = _crashed(error)
+                if outcome.started:
+                    yield FaultChunk(message=str(crash), status=crash.status)
+                    return
+                if attempt == 2:  # noqa: PLR2004 - the second and last
+                    raise crash from error
+                LOG.warning("%s: %s; trying once more", task.model.installed.name.short(), error)
+            except ServerError as error:
+                if not outcome.started:
+                    raise
+                yield FaultChunk(message=str(error), status=error.status)
+                return
+
+    def _generate(self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome) -> Chunks:
+        prompt = _prompt(task, lease)
+        raw = isinstance(task.request, GenerateRequest) and task.request.raw
+        tools = isinstance(task.request, ChatRequest) and bool(task.request.tools)
+        opened = not raw and prompt.text.rstrip().endswith(OPEN)
+        thinks = not raw and (bool(task.think) or opened)
+        yield from complete(
+            lease.runner,
+            _command(task, prompt, lease.settings.num_ctx),
+            output=OutputStream(
+                thinking=thinks, opened=opened, tools=tools, new_call_id=_new_call_id
+            ),
+            thinks=thinks,
+            gone=gone,
+            outcome=outcome,
+        )
+        wants_context = isinstance(task.request, GenerateRequest) and not raw
+        yield _finish(
+            outcome,
+            load_s=lease.load_s,
+            total_s=self._now_s() - task.started_s,
+            with_context=wants_context,
+        )
+
+
+def _check_generate(request: GenerateRequest, model: ServedModel) -> None:
+    if request.raw and (request.template or request.system or request.context):
+        raise BadRequestError("raw mode does not support template, system, or context")
+    if not model.can("completion"):
+        raise BadRequestError(f'"{request.model}" does not support generate')
+    full_name = model.installed.name.full()
+    if request.suffix and not model.can("insert"):
+        raise BadRequestError(f"{full_name} does not support insert")
+    if request.images:
+        raise BadRequestError(f"{full_name} does not support vision")
+    if request.template:
+        raise BadRequestError("template: Go templates in a request are not supported")
+
+
+def _check_chat(request: ChatRequest, model: ServedModel) -> None:
+    if not model.can("completion"):
+        raise BadRequestError(f'"{request.model}" does not support chat')
+    full_name = model.installed.name.full()
+    if request.tools and not model.can("tools"):
+        raise BadRequestError(f"{full_name} does not support tools")
+    if any(message.images for message in request.messages):
+        raise BadRequestError(f"{full_name} does not support vision")
+
+
+def _prompt(task: _Task, lease: Lease) -> Prompt:
+    request = task.request
+    if isinstance(request, ChatRequest):
+        return chat_prompt(request, task.model, lease, think=task.think)
+    assert isinstance(request, GenerateRequest)
+    return generate_prompt(request, task.model, lease, think=task.think)
+
+
+def _command(task: _Task, prompt: Prompt, num_ctx: int) -> protocol.Generate:
+    most = MOST_CONTEXTS_OF_OUTPUT * num_ctx
+    wanted = task.sampling.num_predict
+    sampling = replace(task.sampling, num_predict=most if wanted < 0 else min(wanted, most))
+    return protocol.Generate(
+        id=0,
+        tokens=prompt.tokens,
+        sampling=sampling,
+        truncate=task.request.truncate,
+        shift=task.request.shift,
+        top_logprobs=task.request.top_logprobs,
+        grammar=_grammar(task.request),
+    )
+
+
+def _grammar(request: RequestOptions) -> dict[str, object] | None:
+    if request.response_format is None:
+        return None
+    if isinstance(request.response_format, str):
+        return {"kind": "json"}
+    return {"kind": "json_schema", "source": dict(request.response_format)}
+
+
+def _finish(outcome: Outcome, *, load_s: float, total_s: float, with_context: bool) -> FinishChunk:
+    row = outcome.row
+    assert row is not None
+    usage = Usage(
+        prompt_tokens=row.prompt_tokens,
+        cached_tokens=row.cached_tokens,
+        completion_tokens=max(row.completion_tokens, len(outcome.generated)),
+        load_s=load_s,
+        prompt_s=row.prompt_s,
+        eval_s=outcome.eval_s,
+        total_s=total_s,
+    )
+    context = (*row.prompt_ids, *outcome.generated) if with_context else ()
+    return FinishChunk(reason=outcome.reason, usage=usage, context=context)
+
+
+def _crashed(error: RunnerCrashedError) -> RunnerCrashedError:
+    """The runner's death in the words clients know, with its cause behind them."""
+    return RunnerCrashedError(
+        "model runner has unexpectedly stopped, this may be due to resource limitations or an "
+        f"internal error: {error}",
+        hint=error.hint,
+    )
+
+
+def _new_call_id() -> str:
+    return "call_" + "".join(secrets.choice(_CALL_ALPHABET) for _ in range(8))

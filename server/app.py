@@ -1,0 +1,230 @@
+"""The route table, the error handler, and one log line per request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from server.api import health, models, ollama, openai
+from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
+from server.api.guard import Guard, GuardPolicy
+from server.api.health import Readiness
+from server.api.openai_write import error_body
+from server.errors import ServerError, UnauthorizedError
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from appliance.store import Store
+    from server.answer import Answerer
+    from server.catalogue import Catalogue
+    from server.scheduler import LoadedModel
+
+LOG = logging.getLogger("satchel.server")
+REQUEST_LOG = logging.getLogger("satchel.server.requests")
+
+OPENAI_PREFIX = "/v1/"
+"""Below this path errors have OpenAI's form; elsewhere Ollama's."""
+
+
+def create_app(
+    *,
+    answerer: Answerer,
+    catalogue: Catalogue,
+    store: Store,
+    loaded: Callable[[], tuple[LoadedModel, ...]],
+    readiness: Readiness,
+    guard: GuardPolicy,
+    version: str,
+    max_body_bytes: int,
+    now_ns: Callable[[], int] = time.time_ns,
+) -> falcon.App[falcon.Request, falcon.Response]:
+    """Put the application together.
+
+    Args:
+        answerer: generates.
+        catalogue: finds models.
+        store: copies and deletes them.
+        loaded: what is in memory, for ``ps``.
+        readiness: what stands in the way of answering.
+        guard: who may ask.
+        version: what ``/api/version`` says.
+        max_body_bytes: largest request body.
+        now_ns: wall time in nanoseconds since the epoch.
+    """
+    app = _bare_app(guard)
+    shared: dict[str, Any] = {
+        "answerer": answerer,
+        "now_ns": now_ns,
+        "max_body_bytes": max_body_bytes,
+    }
+    routes: dict[str, object] = {
+        "/": ollama.Heartbeat(),
+        "/api/version": ollama.Version(version),
+        "/api/generate": ollama.Generate(**shared),
+        "/api/chat": ollama.Chat(**shared),
+        "/api/tags": models.Tags(catalogue),
+        "/api/ps": models.Ps(catalogue=catalogue, loaded=loaded, now_ns=now_ns),
+        "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),
+        "/api/copy": models.Copy(store=store, max_body_bytes=max_body_bytes),
+        "/api/delete": models.Delete(store=store, max_body_bytes=max_body_bytes),
+        "/v1/chat/completions": openai.ChatCompletions(**shared),
+        "/v1/models": openai.Models(catalogue),
+        "/v1/models/{model:path}": openai.Model(catalogue),
+        "/healthz": health.Healthz(),
+        "/readyz": health.Readyz(readiness),
+    }
+    for path, resource in routes.items():
+        app.add_route(path, resource)
+    return app
+
+
+def create_admin_app(
+    *, readiness: Readiness, guard: GuardPolicy
+) -> falcon.App[falcon.Request, falcon.Response]:
+    """The application of the second listener: it answers while the first is full."""
+    app = _bare_app(guard)
+    app.add_route("/healthz", health.Healthz())
+    app.add_route("/readyz", health.Readyz(readiness))
+    return app
+
+
+def _bare_app(guard: GuardPolicy) -> falcon.App[falcon.Request, falcon.Response]:
+    app = falcon.App(middleware=[Guard(guard)])
+    app.add_error_handler(Exception, _on_surprise)
+    app.add_error_handler(falcon.HTTPError, _on_http_error)
+    app.add_error_handler(falcon.HTTPNotFound, _on_not_found)
+    app.add_error_handler(falcon.HTTPMethodNotAllowed, _on_method_not_allowed)
+    app.add_error_handler(ServerError, _on_server_error)
+    return app
+
+
+def _answer_error(req: falcon.Request, resp: falcon.Response, status: int, message: str) -> None:
+    openai_form = req.path.startswith(OPENAI_PREFIX)
+    resp.status = falcon.code_to_http_status(status)
+    resp.content_type = JSON_TYPE
+    resp.data = json_bytes(error_body(message, status) if openai_form else {"error": message})
+
+
+def _on_server_error(
+    req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    assert isinstance(error, ServerError)
+    if isinstance(error, UnauthorizedError):
+        resp.set_header("WWW-Authenticate", "Bearer")
+    _answer_error(req, resp, error.status, str(error))
+
+
+def _on_not_found(
+    _req: falcon.Request, resp: falcon.Response, _error: Exception, _params: dict[str, Any]
+) -> None:
+    resp.status = falcon.HTTP_404
+    resp.content_type = TEXT_TYPE
+    resp.text = "404 page not found"
+
+
+def _on_method_not_allowed(
+    _req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    assert isinstance(error, falcon.HTTPMethodNotAllowed)
+    resp.status = falcon.HTTP_405
+    resp.content_type = TEXT_TYPE
+    resp.text = "405 method not allowed"
+    resp.set_headers(error.headers or {})
+
+
+def _on_http_error(
+    req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    assert isinstance(error, falcon.HTTPError)
+    _answer_error(req, resp, error.status_code, (error.description or error.title or "").lower())
+
+
+def _on_surprise(
+    req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
+) -> None:
+    """The outermost edge: a mistake of ours is logged, and the client learns only that it was."""
+    LOG.error("internal error in %s %s", req.method, req.path, exc_info=error)
+    _answer_error(req, resp, 500, "internal server error")
+
+
+class Traffic:
+    """A WSGI layer that counts requests in flight and, if wanted, logs one line for each.
+
+    A request is in flight until the last byte of its answer was handed over or its client left.
+    Neither bodies nor query strings are logged.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        log_requests: bool,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._log_requests = log_requests
+        self._now_s = now_s
+        self._in_flight: set[int] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have begun and not ended."""
+        return len(self._in_flight)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        begun_s = self._now_s()
+        status = ["-"]
+
+        def note_status(text: str, headers: Any, *rest: Any) -> Any:
+            status[0] = text[:3]
+            return start_response(text, headers, *rest)
+
+        def end() -> None:
+            self._in_flight.discard(ticket)
+            if self._log_requests:
+                REQUEST_LOG.info(
+                    "%s %s %s %d ms",
+                    environ["REQUEST_METHOD"],
+                    _printable(environ["PATH_INFO"]),
+                    status[0],
+                    round((self._now_s() - begun_s) * 1000),
+                )
+
+        ticket = id(end)
+        self._in_flight.add(ticket)
+        try:
+            return _Body(self._app(environ, note_status), end)
+        except BaseException:
+            end()
+            raise
+
+
+class _Body:
+    """An answer's body that tells when it is closed, as WSGI servers must close it."""
+
+    def __init__(self, body: Iterable[bytes], end: Callable[[], None]) -> None:
+        self._body = body
+        self._end = end
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        """Close the body, then tell."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._end()
+
+
+def _printable(path: str) -> str:
+    """A path without what could forge another log line."""
+    return "".join(c if c.isprintable() else "?" for c in path[:200])

@@ -1,0 +1,301 @@
+"""The models this server may serve: names as clients type them, and what each model can do.
+
+Nothing is kept between requests but what a blob's header says, and blobs never change: an import
+is visible at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.catalogue import Catalogue as StoredModels
+from appliance.errors import AppError, ModelMissingError
+from appliance.model import InstalledModel
+from bundler.format.errors import FormatError
+from bundler.format.name import ModelName
+from hwprobe.errors import GgufError
+from hwprobe.gguf import GgufArray, GgufHeader, read_header
+from server.errors import (
+    BadRequestError,
+    ForbiddenError,
+    LoadFailedError,
+    ServerError,
+)
+
+LOG = logging.getLogger("satchel.server")
+
+CLOUD_INFERENCE = "remote inference is unavailable"
+CLOUD_DETAILS = "remote model details are unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What the header of the weights says beyond the numbers placement needs.
+
+    Attributes:
+        bos_token: text of the token that opens a sequence; empty without one.
+        eos_token: text of the token that ends a turn; empty without one.
+        fim: ids of the fill-in-the-middle tokens (prefix, suffix, middle), or ``None``.
+        jinja: the chat template, or ``None``.
+        capabilities: in Ollama's words and order.
+        size_label: parameter count as ``8.0B``.
+    """
+
+    bos_token: str
+    eos_token: str
+    fim: tuple[int, int, int] | None
+    jinja: str | None
+    capabilities: tuple[str, ...]
+    size_label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """An installed model together with its traits."""
+
+    installed: InstalledModel
+    traits: Traits
+
+    def can(self, capability: str) -> bool:
+        """Whether the model has this capability, in Ollama's words."""
+        return capability in self.traits.capabilities
+
+
+class Catalogue:
+    """Finds models by the names clients type."""
+
+    def __init__(self, store: StoredModels) -> None:
+        self.store = store
+
+    def find(self, name: ModelName) -> ServedModel | None:
+        """The model of this name, whatever its case; ``None`` if there is none.
+
+        Raises:
+            LoadFailedError: it is damaged, or not a model.
+        """
+        try:
+            return served(self.store.resolve(name))
+        except ModelMissingError:
+            return None
+        except AppError as error:
+            raise LoadFailedError(str(error), hint=error.hint) from error
+
+    def all(self) -> tuple[ServedModel, ...]:
+        """Every usable model, newest first.
+
+        Raises:
+            ServerError: the store cannot be read.
+        """
+        try:
+            survey = self.store.survey()
+        except AppError as error:
+            raise ServerError(str(error), hint=error.hint) from error
+        models = []
+        for model in survey.models:
+            try:
+                models.append(served(model))
+            except LoadFailedError as error:
+                LOG.warning("%s is not listed: %s", model.name.short(), error)
+        return tuple(models)
+
+
+def served(model: InstalledModel) -> ServedModel:
+    """Add what the header says.
+
+    Raises:
+        LoadFailedError: the weights are not a GGUF, or cannot be read.
+    """
+    try:
+        traits = _traits(model.model_path)
+    except GgufError as error:
+        raise LoadFailedError(f"{model.name.short()}: {error}") from error
+    except OSError as error:
+        raise LoadFailedError(f"{model.name.short()}: cannot be read: {error.strerror}") from error
+    if model.projectors and "vision" not in traits.capabilities:
+        # The engine child takes no projector yet, so the model is served for text only.
+        LOG.debug("%s: its projector is not used", model.name.short())
+    return ServedModel(installed=model, traits=traits)
+
+
+def read_reference(text: str, *, cloud: str = CLOUD_INFERENCE) -> ModelName | None:
+    """A model name as a client typed it; ``None`` where it is none.
+
+    Args:
+        text: the name, with an optional ``:local`` or ``:cloud``.
+        cloud: the end of the refusal of a cloud model.
+
+    Raises:
+        ForbiddenError: it names a cloud model.
+        BadRequestError: it asks for both.
+    """
+    name = text.strip()
+    head, _, tag = name.rpartition(":")
+    if tag == "local" and head:
+        name = head
+        if _is_cloud(name):
+            raise BadRequestError(f'use either :local or :cloud, not both: "{text.strip()}"')
+    elif _is_cloud(name):
+        if name.removesuffix(":cloud").endswith(":local"):
+            raise BadRequestError(f'use either :local or :cloud, not both: "{name}"')
+        raise ForbiddenError(f"ollama cloud is disabled: {cloud}")
+    try:
+        return ModelName.parse(name)
+    except FormatError:
+        return None
+
+
+def details(model: ServedModel) -> dict[str, Any]:
+    """The ``details`` object of tags, ps and show."""
+    config, profile = model.installed.config, model.installed.profile
+    family = _text(config, "model_family") or profile.architecture
+    families = config.get("model_families")
+    return {
+        "parent_model": "",
+        "format": _text(config, "model_format") or "gguf",
+        "family": family,
+        "families": families if isinstance(families, list) and families else [family],
+        "parameter_size": _text(config, "model_type") or model.traits.size_label,
+        "quantization_level": _text(config, "file_type") or profile.quantization,
+        "context_length": profile.context_length,
+        "embedding_length": profile.embedding_length,
+    }
+
+
+def header_values(path: Path, *, verbose: bool) -> dict[str, Any]:
+    """``model_info`` of show: the header's keys; long arrays are ``None`` unless ``verbose``.
+
+    Raises:
+        LoadFailedError: the file cannot be read.
+    """
+    try:
+        header = read_header(path)
+        values = {
+            key: _header_value(value, verbose=verbose)
+            for key, value in header.metadata.items()
+            if key not in {"general.name", "tokenizer.chat_template"}
+        }
+    except (GgufError, OSError) as error:
+        raise LoadFailedError(f"the model's header cannot be read: {error}") from error
+    count = sum(tensor.element_count for tensor in header.tensors)
+    return {**values, "general.parameter_count": count}
+
+
+def tensors(path: Path) -> list[dict[str, Any]]:
+    """``tensors`` of show.
+
+    Raises:
+        LoadFailedError: the file cannot be read.
+    """
+    try:
+        header = read_header(path)
+    except (GgufError, OSError) as error:
+        raise LoadFailedError(f"the model's header cannot be read: {error}") from error
+    return [
+        {"name": tensor.name, "type": tensor.ggml_type, "shape": list(tensor.dimensions)}
+        for tensor in header.tensors
+    ]
+
+
+_LONGEST_SHOWN_ARRAY = 5
+"""Ollama shows arrays up to this length without ``verbose``."""
+
+
+def _header_value(value: object, *, verbose: bool) -> Any:
+    if isinstance(value, GgufArray | tuple):
+        length = value.length if isinstance(value, GgufArray) else len(value)
+        if length > _LONGEST_SHOWN_ARRAY and not verbose:
+            return None
+        return [
+            item.decode("utf-8", errors="replace") if isinstance(item, bytes) else item
+            for item in value
+        ]
+    return value
+
+
+def _is_cloud(name: str) -> bool:
+    _, colon, tag = name.rpartition(":")
+    return bool(colon) and (tag == "cloud" or (tag.endswith("-cloud") and "/" not in tag))
+
+
+@functools.lru_cache(maxsize=256)
+def _traits(model_path: Path) -> Traits:
+    """Cached by path: a blob's path holds its digest, and blobs never change."""
+    header = read_header(model_path)
+    template = header.metadata.get("tokenizer.chat_template")
+    jinja = template if isinstance(template, str) else None
+    fim = _fim(header)
+    return Traits(
+        bos_token=_token(header, "tokenizer.ggml.bos_token_id"),
+        eos_token=_token(header, "tokenizer.ggml.eos_token_id"),
+        fim=fim,
+        jinja=jinja,
+        capabilities=_capabilities(header, jinja, insert=fim is not None),
+        size_label=_size_label(sum(tensor.element_count for tensor in header.tensors)),
+    )
+
+
+def _capabilities(header: GgufHeader, jinja: str | None, *, insert: bool) -> tuple[str, ...]:
+    """Ollama's rules: a pooling type makes an embedding model, anything else completes."""
+    architecture = header.string("general.architecture", "")
+    if f"{architecture}.pooling_type" in header.metadata:
+        return ("embedding",)
+    found = ["completion"]
+    if jinja is not None:
+        if "tools" in jinja or "tool_call" in jinja:
+            found.append("tools")
+        if insert:
+            found.append("insert")
+        if "</think>" in jinja or "enable_thinking" in jinja:
+            found.append("thinking")
+    elif insert:
+        found.append("insert")
+    return tuple(found)
+
+
+def _fim(header: GgufHeader) -> tuple[int, int, int] | None:
+    ids = []
+    for part, former in (("pre", "prefix"), ("suf", "suffix"), ("mid", "middle")):
+        for key in (f"fim_{part}_token_id", f"{former}_token_id"):
+            value = header.metadata.get(f"tokenizer.ggml.{key}")
+            if isinstance(value, int):
+                ids.append(value)
+                break
+    return (ids[0], ids[1], ids[2]) if len(ids) == 3 else None  # noqa: PLR2004 - the three parts
+
+
+def _token(header: GgufHeader, key: str) -> str:
+    """The text of the token whose id stands under ``key``; empty where there is none."""
+    index = header.metadata.get(key)
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(index, int) or not isinstance(tokens, GgufArray | tuple):
+        return ""
+    for number, token in enumerate(tokens):
+        if number == index:
+            return (
+                token.decode("utf-8", errors="replace") if isinstance(token, bytes) else str(token)
+            )
+    return ""
+
+
+def _text(config: Mapping[str, Any], key: str) -> str:
+    value = config.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _size_label(count: int) -> str:
+    """A parameter count as Ollama writes it: ``8.0B``, ``135M``, ``3.07K``."""
+    billion, million, thousand = 10**9, 10**6, 10**3
+    if count >= 1000 * billion:
+        return f"{count / 1000 / billion:.1f}T"
+    if count >= billion:
+        return f"{count / billion:.1f}B"
+    if count >= million:
+        return f"{count / million:.2f}M"
+    if count >= thousand:
+        return f"{count / thousand:.2f}K"
+    return str(count)

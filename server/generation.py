@@ -1,0 +1,231 @@
+"""From a runner's rows to chunks: one completion, watched for clients that leave.
+
+Rules:
+ * the slot is given back however this ends: the last row, a fault, a client that left, a closed
+   iterator;
+ * log-probabilities go out with the text they belong to, or with the next text where theirs is
+   held back;
+ * with a format and thinking, the model thinks freely; at its first visible text it is stopped and
+   goes on behind its own reasoning under the grammar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from server.chat import (
+    FinishReason,
+    TextChunk,
+    ThinkingChunk,
+    TokenLogprob,
+    ToolCallChunk,
+)
+from server.errors import ClientGoneError, EngineRefusedError
+from server.output.stream import OutputStream
+from server.output.thinking import CLOSE
+from server.runner import protocol
+
+Piece = TextChunk | ThinkingChunk | ToolCallChunk
+Gone = Callable[[], bool]
+
+POLL_S = 0.2
+"""How often a waiting request looks whether its client is still there. A client that leaves during
+prefill frees its slot this much later at most; the look itself costs microseconds."""
+
+
+class RowStream(Protocol):
+    """What this module needs of `server.runner.process.Stream`."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last row has been taken."""
+
+    def next(self, timeout_s: float | None = None) -> protocol.Row | None:
+        """The next row, or ``None`` when none came in time."""
+
+    def cancel(self) -> None:
+        """End the request."""
+
+
+class Completer(Protocol):
+    """What this module needs of `server.runner.process.Runner`."""
+
+    def generate(self, request: protocol.Generate) -> RowStream:
+        """Start a completion."""
+
+    def tokenize(
+        self, text: str, *, add_bos: bool = True, parse_special: bool = True
+    ) -> tuple[int, ...]:
+        """Turn text into token ids."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a completion came to; filled while it runs.
+
+    Attributes:
+        started: a token has arrived, so the request cannot be repeated unseen.
+        reason: why it ended.
+        row: the last row.
+        generated: ids of all tokens generated.
+        eval_s: seconds of decoding.
+    """
+
+    started: bool = False
+    reason: FinishReason = FinishReason.STOP
+    row: protocol.Row | None = None
+    generated: list[int] = field(default_factory=list)
+    eval_s: float = 0.0
+
+
+def complete(
+    runner: Completer,
+    request: protocol.Generate,
+    *,
+    output: OutputStream,
+    thinks: bool,
+    gone: Gone,
+    outcome: Outcome,
+) -> Generator[Piece, None, None]:
+    """Run one completion and yield its pieces; the end is told in ``outcome``.
+
+    Args:
+        runner: who completes.
+        request: what; its grammar waits for the end of the reasoning if ``thinks``.
+        output: splits the text.
+        thinks: the model is expected to reason before it answers.
+        gone: whether the client has left.
+        outcome: filled in.
+
+    Raises:
+        ClientGoneError: the client left.
+        RunnerCrashedError: the runner died.
+        EngineRefusedError: the engine refused the request.
+    """
+    if request.grammar is None or not thinks:
+        yield from _pieces(rows(runner.generate(request), gone, outcome), output, outcome)
+        return
+    raw = yield from _reasoning(runner, request, output=output, gone=gone, outcome=outcome)
+    if raw is None:
+        return
+    used = len(outcome.generated)
+    tokens = (*request.tokens, *(runner.tokenize(raw, add_bos=False) if raw else ()))
+    left = request.sampling.num_predict
+    if left > 0:
+        left = max(1, left - used)
+    behind = replace(request, tokens=tokens, sampling=replace(request.sampling, num_predict=left))
+    plain = OutputStream(thinking=False, opened=False, tools=False, new_call_id=str)
+    first = outcome.row
+    yield from _pieces(rows(runner.generate(behind), gone, outcome), plain, outcome)
+    if first is not None and outcome.row is not None:
+        outcome.row = replace(
+            outcome.row,
+            prompt_tokens=first.prompt_tokens,
+            cached_tokens=first.cached_tokens,
+            prompt_s=first.prompt_s,
+            prompt_ids=first.prompt_ids,
+        )
+
+
+def _reasoning(
+    runner: Completer,
+    request: protocol.Generate,
+    *,
+    output: OutputStream,
+    gone: Gone,
+    outcome: Outcome,
+) -> Generator[Piece, None, str | None]:
+    """Let the model think without a grammar until it shows text.
+
+    Returns:
+        What to put behind the prompt: the reasoning with its tags; ``None`` if all has been said.
+    """
+    raw = ""
+    stream = runner.generate(replace(request, grammar=None))
+    shown = False
+    kept = 0
+    for row in rows(stream, gone, outcome, cancelled_is_end=False):
+        raw += row.text
+        kept = kept if shown else len(outcome.generated) - len(row.tokens)
+        for piece in (*output.feed(row.text), *(output.finish() if row.done else ())):
+            if isinstance(piece, ThinkingChunk):
+                yield piece
+            else:
+                shown = True
+        if shown and not row.done:
+            stream.cancel()
+    if shown:
+        del outcome.generated[kept:]  # said again under the grammar
+    end = raw.find(CLOSE)
+    if not shown and outcome.reason is FinishReason.LENGTH:
+        return None
+    return raw[: end + len(CLOSE)] + "\n\n" if end >= 0 else ""
+
+
+def rows(
+    stream: RowStream, gone: Gone, outcome: Outcome, *, cancelled_is_end: bool = True
+) -> Iterator[protocol.Row]:
+    """The rows of a stream; leaving the iteration cancels it.
+
+    Raises:
+        ClientGoneError: the client left.
+        RunnerCrashedError: the runner died.
+        EngineRefusedError: the engine refused the request.
+    """
+    try:
+        while not stream.ended:
+            row = stream.next(POLL_S)
+            if gone():
+                raise ClientGoneError("request canceled")
+            if row is None:
+                continue
+            if row.fault is not None:
+                raise EngineRefusedError(row.fault)
+            outcome.started = outcome.started or bool(row.tokens or row.text)
+            outcome.generated.extend(row.tokens)
+            if row.done is not None:
+                if row.done == "cancelled" and cancelled_is_end:
+                    raise ClientGoneError("request canceled")
+                outcome.row = row
+                outcome.eval_s += row.eval_s
+                if row.done == "length":
+                    outcome.reason = FinishReason.LENGTH
+                else:
+                    outcome.reason = FinishReason.STOP
+            yield row
+    finally:
+        if not stream.ended:
+            stream.cancel()
+
+
+def _pieces(
+    from_rows: Iterator[protocol.Row], output: OutputStream, outcome: Outcome
+) -> Generator[Piece, None, None]:
+    """Split the text of rows; hold log-probabilities until there is text to go with."""
+    waiting: tuple[TokenLogprob, ...] = ()
+    for row in from_rows:
+        waiting += tuple(read_logprob(entry) for entry in row.logprobs)
+        pieces = output.feed(row.text)
+        if outcome.row is row:
+            pieces += output.finish()
+        for piece in pieces:
+            if waiting and not isinstance(piece, ToolCallChunk):
+                yield replace(piece, logprobs=waiting)
+                waiting = ()
+            else:
+                yield piece
+    if waiting:
+        yield TextChunk(text="", logprobs=waiting)
+
+
+def read_logprob(entry: Any) -> TokenLogprob:
+    """One entry of `protocol.Row.logprobs`."""
+    text, hexed, logprob, top = entry
+    return TokenLogprob(
+        token=text,
+        token_bytes=bytes.fromhex(hexed),
+        logprob=logprob,
+        top=tuple((name, bytes.fromhex(code), value) for name, code, value in top),
+    )
