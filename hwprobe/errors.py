@@ -9,6 +9,11 @@ ProbeError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hwprobe.placement import Rejection
+
 
 class ProbeError(Exception):
     """Root of this package's errors: one lower-case line, and a hint where one helps."""
@@ -43,4 +48,14 @@ class EngineCheckError(ProbeError):
 
 
 class DoesNotFitError(ProbeError):
-    """No candidate fits this machine; the message names the nearest miss."""
+    """No candidate fits this machine; the message names the nearest miss.
+
+    Attributes:
+        rejected: a `hwprobe.placement.Rejection` per candidate.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", rejected: tuple[Rejection, ...] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.rejected = rejected

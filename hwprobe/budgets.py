@@ -1,0 +1,70 @@
+"""How much of each pool may be planned with: live free memory less what must stay free. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from hwprobe.estimate import HOST, gpu_pool
+from hwprobe.machine import Gpu, Machine
+
+_GIB: Final = 1 << 30
+_MIB: Final = 1 << 20
+
+SMALL_HOST_BYTES: Final = 8 * _GIB
+"""A single-board machine up to this size keeps less free."""
+SMALL_HOST_RESERVE_BYTES: Final = 256 * _MIB
+HOST_RESERVE_BYTES: Final = 512 * _MIB
+"""Kept free on the host for the operating system and the server itself."""
+LARGE_HOST_BYTES: Final = 64 * _GIB
+LARGE_HOST_RESERVE_SHARE: Final = 0.03
+"""On a large host other services are larger too."""
+DRIFT_SHARE: Final = 0.02
+"""Available memory moves by about this much within an hour on an idle machine."""
+HOST_ERROR_SHARE: Final = 0.02
+GPU_ERROR_SHARE: Final = 0.03
+LEAST_ERROR_BYTES: Final = 48 * _MIB
+"""Margin on a prediction: the error allowed to the estimate, and never less than this."""
+HEADLESS_GPU_RESERVE_BYTES: Final = 64 * _MIB
+DISPLAY_GPU_RESERVE_BYTES: Final = 384 * _MIB
+"""A compositor takes memory in spikes."""
+_CONTEXT_BYTES: Final = ((10, 600 * _MIB), (8, 450 * _MIB), (0, 250 * _MIB))
+"""Driver context and kernels per process, by compute capability.
+
+Published figures reach from 107 MiB on a small Ada card to 555 MiB on a Blackwell card.
+"""
+
+
+def pool_budgets(machine: Machine, reserved_bytes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that may be planned with, per pool; never negative."""
+    budgets = {HOST: machine.memory.headroom_bytes - host_reserve_bytes(machine)}
+    for gpu in machine.planned_gpus:
+        budgets[gpu_pool(gpu.index)] = gpu.free_bytes - gpu_reserve_bytes(gpu)
+    return {
+        pool: max(0, budget - max(0, reserved_bytes.get(pool, 0)))
+        for pool, budget in budgets.items()
+    }
+
+
+def host_reserve_bytes(machine: Machine) -> int:
+    """What stays free on the host."""
+    total = machine.memory.total_bytes
+    reserve = HOST_RESERVE_BYTES
+    if machine.board.single_board and total <= SMALL_HOST_BYTES:
+        reserve = SMALL_HOST_RESERVE_BYTES
+    elif total >= LARGE_HOST_BYTES:
+        reserve = int(LARGE_HOST_RESERVE_SHARE * total)
+    return reserve + int(DRIFT_SHARE * machine.memory.headroom_bytes)
+
+
+def gpu_reserve_bytes(gpu: Gpu) -> int:
+    """What stays free on a GPU: the driver's own part, and room for a screen."""
+    major = gpu.compute_capability[0] if gpu.compute_capability else 8
+    context = next(size for lowest, size in _CONTEXT_BYTES if major >= lowest)
+    return context + (DISPLAY_GPU_RESERVE_BYTES if gpu.display else HEADLESS_GPU_RESERVE_BYTES)
+
+
+def pool_margin_bytes(pool: str, need_bytes: int) -> int:
+    """Added to a predicted need before it is compared with the budget."""
+    share = HOST_ERROR_SHARE if pool == HOST else GPU_ERROR_SHARE
+    return max(LEAST_ERROR_BYTES, int(share * need_bytes))

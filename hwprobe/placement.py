@@ -1,0 +1,168 @@
+"""Choose variant, context, slots, cache type and GPU layers for one model on one machine. Pure.
+
+The objective is lexicographic, so every choice can be explained:
+ 1. feasible: in every pool the predicted need and its margin stay within the budget;
+ 2. floors: a context of `FLOOR_CTX_TOKENS`; where GPUs are planned with, the whole model on them;
+ 3. quality: the candidate that is preferred, then the one with more bits per weight, then the
+    more precise cache;
+ 4. context up to the target, then slots, then larger batches, then repacked weights.
+A floor that no candidate reaches is given up, GPUs before context, and the reasons say so. What the user
+wished for is never changed: it is met, or the answer is a refusal with what would help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from hwprobe.budgets import pool_budgets
+from hwprobe.errors import DoesNotFitError
+from hwprobe.estimate import KV_CACHE, STATE, MemoryEstimate, estimate
+from hwprobe.machine import Machine
+from hwprobe.profile import ModelProfile
+from hwprobe.quantity import Bytes
+from hwprobe.search import (
+    DEFAULT_SLOTS,
+    MAX_SLOTS,
+    Floors,
+    Search,
+    cache_types,
+    target_ctx,
+)
+from hwprobe.settings import EngineSettings
+from hwprobe.verdict import Candidate, Placement, Rejection, Wish, pool_words
+
+__all__ = ["Candidate", "Placement", "Rejection", "Wish", "place"]
+
+
+def place(
+    machine: Machine,
+    candidates: Sequence[Candidate],
+    wish: Wish,
+    *,
+    reserved_bytes: Mapping[str, int] | None = None,
+) -> Placement:
+    """Choose how to load one of ``candidates`` on ``machine``.
+
+    Args:
+        machine: a snapshot from before the runners behind ``reserved_bytes`` took their memory.
+        candidates: variants of one model; at least one.
+        wish: what the user asked for.
+        reserved_bytes: per pool, what other models take or will take.
+
+    Raises:
+        DoesNotFitError: none fits; the message names the nearest miss, ``rejected`` all of them.
+    """
+    if not candidates:
+        raise DoesNotFitError("there is no variant to choose from")
+    _check_wish(wish, candidates)
+    search = Search(machine, wish, pool_budgets(machine, reserved_bytes or {}))
+    ranked = sorted(candidates, key=_quality)
+    rejected: dict[str, Rejection] = {}
+    for floors in search.floor_levels():
+        for candidate in ranked:
+            found = search.best(candidate, floors)
+            if found is not None:
+                return _placement(search, candidate, found, floors, tuple(rejected.values()))
+            if floors.is_last or candidate.variant not in rejected:
+                rejected[candidate.variant] = search.rejection(candidate, floors)
+    nearest = min(rejected.values(), key=lambda one: (one.shortfall_bytes, one.variant))
+    raise DoesNotFitError(
+        f"no variant fits this machine: {nearest}",
+        hint=nearest.remedy,
+        rejected=tuple(rejected.values()),
+    )
+
+
+def _check_wish(wish: Wish, candidates: Sequence[Candidate]) -> None:
+    """Refuse what no memory would help with."""
+    if wish.slots is not None and not 1 <= wish.slots <= MAX_SLOTS:
+        raise DoesNotFitError(f"slots: expected 1 to {MAX_SLOTS}, found {wish.slots}")
+    if wish.num_batch is not None and wish.num_batch < 1:
+        raise DoesNotFitError(f"num_batch: expected at least 1, found {wish.num_batch}")
+    for candidate in candidates:
+        if wish.kv_type is not None and wish.kv_type not in cache_types(candidate.profile):
+            raise DoesNotFitError(
+                f"kv_type: {candidate.variant} cannot keep its cache as {wish.kv_type}: its heads "
+                f"of {candidate.profile.key_length} elements are no whole blocks of 32",
+                hint="use f16",
+            )
+
+
+def _placement(
+    search: Search,
+    candidate: Candidate,
+    settings: EngineSettings,
+    floors: Floors,
+    rejected: tuple[Rejection, ...],
+) -> Placement:
+    need = estimate(candidate.profile, settings, repacked=search.repacked)
+    others = tuple(one for one in rejected if one.variant != candidate.variant)
+    return Placement(
+        variant=candidate.variant,
+        settings=settings,
+        estimate=need,
+        budgets=dict(search.budgets),
+        reasons=tuple(_reasons(search, candidate.profile, settings, need, floors)),
+        rejected=others,
+    )
+
+
+def _reasons(
+    search: Search,
+    profile: ModelProfile,
+    settings: EngineSettings,
+    need: MemoryEstimate,
+    floors: Floors,
+) -> Iterator[str]:
+    for pool in need.pools:
+        used, budget = need.total_bytes(pool), search.budgets.get(pool, 0)
+        yield f"{Bytes(used)} of {Bytes(budget)} usable {pool_words(pool)}"
+    yield _context_reason(search.wish, profile, settings, floors)
+    if settings.slots < DEFAULT_SLOTS and search.wish.slots is None and profile.causal:
+        yield f"slots: {settings.slots}; memory for more is missing"
+    if settings.kv_type != "f16" and search.wish.kv_type is None:
+        cache = need.term_bytes(KV_CACHE) + need.term_bytes(STATE)
+        yield f"KV cache as {settings.kv_type} ({Bytes(cache)}): f16 does not fit"
+    yield _gpu_reason(search, profile, settings)
+
+
+def _context_reason(
+    wish: Wish, profile: ModelProfile, settings: EngineSettings, floors: Floors
+) -> str:
+    target, trained = target_ctx(profile, wish), profile.context_length
+    if wish.num_ctx is not None and wish.num_ctx > trained:
+        return f"context cut from {wish.num_ctx} to the trained {trained} tokens"
+    if wish.num_ctx is not None:
+        return f"context of {settings.num_ctx} tokens as asked"
+    if settings.num_ctx >= target:
+        whose = "the model's limit" if target >= trained else "the default target"
+        return f"context of {settings.num_ctx} tokens: {whose}"
+    floor = "" if floors.full_ctx else ", below the floor for chats"
+    return f"context of {settings.num_ctx} of {target} tokens: memory ends there{floor}"
+
+
+def _gpu_reason(search: Search, profile: ModelProfile, settings: EngineSettings) -> str:
+    layers = profile.block_count + 1
+    if settings.num_gpu >= layers:
+        return f"all {layers} layers on GPU"
+    if settings.num_gpu:
+        return f"{layers - settings.num_gpu} of {layers} layers stay in host memory"
+    return f"all layers on the CPU: {_cpu_reason(search)}"
+
+
+def _cpu_reason(search: Search) -> str:
+    machine = search.machine
+    if search.gpus:
+        return "as asked" if search.wish.num_gpu == 0 else "GPU memory is too small"
+    if machine.nvidia.state == "usable" and not machine.engine_offload:
+        return "the engine was built without GPU support"
+    if machine.nvidia.state == "usable":
+        return "no GPU with memory of its own"
+    return machine.nvidia.detail or "no NVIDIA card found"
+
+
+def _quality(candidate: Candidate) -> tuple[int, float, int, str]:
+    """Sort key: preferred first, then bits per weight, then the smaller file, then the name."""
+    profile = candidate.profile
+    bits = 8 * profile.weights_bytes / max(1, profile.parameter_count)
+    return (-candidate.prefer, -bits, profile.file_size_bytes, candidate.variant)

@@ -1,0 +1,257 @@
+"""Search the settings that one machine allows for one model. Pure.
+
+The search walks down from the best in the order of `hwprobe.placement`; every question is one
+call of the estimate, so a search takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from hwprobe.budgets import pool_margin_bytes
+from hwprobe.estimate import estimate, gpu_pool, repacked_types
+from hwprobe.ggml_types import GGML_TYPES_BY_NAME
+from hwprobe.machine import Machine
+from hwprobe.profile import ModelProfile
+from hwprobe.quantity import Bytes
+from hwprobe.settings import CONTEXT_PADDING_TOKENS, EngineSettings, KvType
+from hwprobe.verdict import Candidate, Rejection, Wish, pool_words
+
+FLOOR_CTX_TOKENS: Final = 8192
+"""Context below which a chat soon forgets; half of it on small boards. A shorter wish or a
+shorter trained context lowers it.
+"""
+DEFAULT_CTX_TOKENS: Final = 8192
+"""Target when nothing is wished. Why: holds a long chat or a few documents, and leaves memory."""
+DEFAULT_SLOTS: Final = 4
+"""Most slots without a wish. Why: batching gains little beyond four on CPUs."""
+MAX_SLOTS: Final = 256
+"""Source: LLAMA_MAX_SEQ in llama-cparams.h."""
+DEFAULT_BATCH_TOKENS: Final = 512
+UBATCH_STEPS: Final = (512, 256, 128, 64)
+"""Why: halving the batch halves the compute buffer; below 64 prefill becomes slow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floors:
+    """What is insisted on at one level of the search."""
+
+    full_ctx: bool
+    all_on_gpus: bool
+    is_last: bool
+
+
+class Search:
+    """One machine and one wish; asks the estimate, never the machine."""
+
+    def __init__(self, machine: Machine, wish: Wish, budgets: Mapping[str, int]) -> None:
+        self.machine = machine
+        self.wish = wish
+        self.budgets = budgets
+        self.gpus = machine.planned_gpus
+        self.repacked = repacked_types(machine.cpu)
+
+    def floor_levels(self) -> Iterator[Floors]:
+        auto_gpu = self.wish.num_gpu is None or self.wish.num_gpu < 0
+        places = (True, False) if self.gpus and auto_gpu else (False,)
+        for full_ctx in (True, False):
+            for all_on_gpus in places:
+                last = not full_ctx and not all_on_gpus
+                yield Floors(full_ctx=full_ctx, all_on_gpus=all_on_gpus, is_last=last)
+
+    def best(self, candidate: Candidate, floors: Floors) -> EngineSettings | None:
+        """The best settings for one candidate at one level, or ``None``."""
+        profile = candidate.profile
+        for kv_type in self.kv_types(profile):
+            low, high = self.contexts(profile, floors)
+            least = self.least(profile, kv_type, low)
+            if self.fit(profile, least, floors) is None:
+                continue
+            ctx = self.largest_ctx(profile, least, floors, high)
+            return self.grow(profile, replace(least, num_ctx=ctx), floors)
+        return None
+
+    def kv_types(self, profile: ModelProfile) -> tuple[KvType, ...]:
+        if self.wish.kv_type is not None:
+            return (self.wish.kv_type,)
+        return tuple(kind for kind in cache_types(profile) if kind != "q4_0")
+
+    def contexts(self, profile: ModelProfile, floors: Floors) -> tuple[int, int]:
+        """The least acceptable context and the target, in tokens."""
+        target = target_ctx(profile, self.wish)
+        if self.wish.num_ctx is not None:
+            return target, target
+        floor = FLOOR_CTX_TOKENS // (2 if self.machine.board.single_board else 1)
+        return (min(floor, target) if floors.full_ctx else CONTEXT_PADDING_TOKENS), target
+
+    def least(self, profile: ModelProfile, kv_type: KvType, ctx: int) -> EngineSettings:
+        """The settings with the smallest need at this context."""
+        wish = self.wish
+        batch = wish.num_batch or DEFAULT_BATCH_TOKENS
+        return EngineSettings(
+            num_ctx=ctx,
+            slots=wish.slots or 1,
+            kv_type=kv_type,
+            num_gpu=0,
+            num_batch=batch,
+            num_ubatch=min(batch, UBATCH_STEPS[-1] if profile.causal else batch),
+            threads=wish.threads or self.machine.cpu.decode_threads,
+            use_mmap=True if wish.use_mmap is None else wish.use_mmap,
+            repack=False,
+        )
+
+    def largest_ctx(
+        self, profile: ModelProfile, settings: EngineSettings, floors: Floors, high: int
+    ) -> int:
+        """Binary search over multiples of the engine's padding; ``settings`` itself fits."""
+        low, step = settings.num_ctx, CONTEXT_PADDING_TOKENS
+        while low < high:
+            middle = min(high, low + max(step, (high - low) // 2 // step * step))
+            if self.fit(profile, replace(settings, num_ctx=middle), floors) is None:
+                high = middle - step
+            else:
+                low = middle
+        return low
+
+    def grow(
+        self, profile: ModelProfile, settings: EngineSettings, floors: Floors
+    ) -> EngineSettings:
+        """Spend what is left: slots, then batches, then repacked weights."""
+        chosen = settings
+        if self.wish.slots is None and profile.causal:
+            for slots in range(DEFAULT_SLOTS, 1, -1):
+                if self.fit(profile, replace(chosen, slots=slots), floors) is not None:
+                    chosen = replace(chosen, slots=slots)
+                    break
+        for ubatch in UBATCH_STEPS:
+            wider = replace(chosen, num_ubatch=min(ubatch, chosen.num_batch))
+            if profile.causal and self.fit(profile, wider, floors) is not None:
+                chosen = wider
+                break
+        packed = replace(chosen, repack=True)
+        if self.fit(profile, packed, floors) is not None:
+            chosen = packed
+        fitted = self.fit(profile, chosen, floors)
+        assert fitted is not None
+        return fitted
+
+    def fit(
+        self, profile: ModelProfile, settings: EngineSettings, floors: Floors
+    ) -> EngineSettings | None:
+        """``settings`` with the GPU layers that fit, or ``None`` when no number of them does."""
+        for with_layers in self.offloads(profile, settings, floors):
+            if self.first_overrun(profile, with_layers) is None:
+                return with_layers
+        return None
+
+    def offloads(
+        self, profile: ModelProfile, settings: EngineSettings, floors: Floors
+    ) -> Iterator[EngineSettings]:
+        """Numbers of GPU layers worth trying, the most first, each dealt out over the GPUs."""
+        layers = profile.block_count + 1
+        wished = self.wish.num_gpu
+        if not self.gpus:
+            yield settings
+        elif wished is not None and wished >= 0:
+            yield self.dealt(settings, min(wished, layers), len(self.gpus))
+        else:
+            for count in range(1, len(self.gpus) + 1):
+                yield self.dealt(settings, layers, count)
+            if not floors.all_on_gpus:
+                for number in range(layers - 1, -1, -1):
+                    yield self.dealt(settings, number, len(self.gpus))
+
+    def dealt(self, settings: EngineSettings, number: int, count: int) -> EngineSettings:
+        """``number`` layers on the ``count`` roomiest GPUs, in shares of their budgets."""
+        if number == 0 or len(self.gpus) == 1:
+            return replace(settings, num_gpu=number)
+        room = {gpu.index: max(0, self.budgets[gpu_pool(gpu.index)]) for gpu in self.gpus}
+        chosen = sorted(room, key=lambda index: (-room[index], index))[:count]
+        whole = sum(room[index] for index in chosen) or 1
+        bounds, running = [], 0
+        for gpu in self.gpus:
+            running += room[gpu.index] if gpu.index in chosen else 0
+            bounds.append(round(number * running / whole))
+        counts = [high - low for low, high in zip([0, *bounds], bounds, strict=False)]
+        return replace(settings, num_gpu=number, tensor_split=_split(counts))
+
+    def first_overrun(
+        self, profile: ModelProfile, settings: EngineSettings
+    ) -> tuple[str, int, int] | None:
+        """Pool, need with margin, and budget of the first pool that is too small."""
+        need = estimate(profile, settings, repacked=self.repacked)
+        for pool in need.pools:
+            wanted = need.total_bytes(pool) + pool_margin_bytes(pool, need.total_bytes(pool))
+            if wanted > self.budgets.get(pool, 0):
+                return pool, wanted, self.budgets.get(pool, 0)
+        return None
+
+    def rejection(self, candidate: Candidate, floors: Floors) -> Rejection:
+        """The overrun at the least settings, and what would help."""
+        profile = candidate.profile
+        kv_type = self.kv_types(profile)[-1]
+        low, _ = self.contexts(profile, floors)
+        least = self.least(profile, kv_type, low)
+        tried = list(self.offloads(profile, least, floors))
+        overruns = [(self.first_overrun(profile, one), one) for one in tried]
+        known = [(over, one) for over, one in overruns if over is not None]
+        (pool, need, budget), settings = min(known, key=lambda pair: pair[0][1] - pair[0][2])
+        return Rejection(
+            variant=candidate.variant,
+            settings=settings,
+            pool=pool,
+            need_bytes=need,
+            budget_bytes=budget,
+            remedy=self.remedy(profile, least, need - budget, pool),
+        )
+
+    def remedy(
+        self, profile: ModelProfile, least: EngineSettings, short_bytes: int, pool: str
+    ) -> str:
+        anything = Floors(full_ctx=False, all_on_gpus=False, is_last=True)
+        smallest = replace(least, num_ctx=CONTEXT_PADDING_TOKENS)
+        if least.num_ctx > smallest.num_ctx and self.fit(profile, smallest, anything) is not None:
+            ctx = self.largest_ctx(profile, smallest, anything, least.num_ctx)
+            return f"a context of {ctx} tokens fits"
+        if least.slots > 1 and self.fit(profile, replace(least, slots=1), anything) is not None:
+            return "one slot fits"
+        quantized = replace(least, kv_type="q8_0", flash_attention=True)
+        if least.kv_type == "f16" and self.fit(profile, quantized, anything) is not None:
+            return "a q8_0 cache fits"
+        return f"free {Bytes(short_bytes)} more of {pool_words(pool)}, or use a smaller variant"
+
+
+def cache_types(profile: ModelProfile) -> tuple[KvType, ...]:
+    """Cache types the engine accepts for this model, the most precise first.
+
+    Source: llama_init_from_model refuses head rows that are no whole blocks.
+    """
+    block = GGML_TYPES_BY_NAME["Q8_0"].block_size
+    if profile.key_length % block or profile.value_length % block:
+        return ("f16",)
+    return ("f16", "q8_0", "q4_0")
+
+
+def target_ctx(profile: ModelProfile, wish: Wish) -> int:
+    """The context placement aims at: the wish or the default, cut to the trained context.
+
+    Rounded up to what the engine allocates.
+    """
+    wanted = DEFAULT_CTX_TOKENS if wish.num_ctx is None else max(1, wish.num_ctx)
+    step = CONTEXT_PADDING_TOKENS
+    return -(-min(wanted, profile.context_length) // step) * step
+
+
+def _split(counts: Sequence[int]) -> tuple[float, ...]:
+    """Shares that make the engine deal out exactly ``counts`` layers.
+
+    The engine compares running sums of the shares with layer numbers; bounds half a layer early
+    keep rounding from moving a layer to the next GPU.
+    """
+    used = [index for index, count in enumerate(counts) if count]
+    shares = [float(count) for count in counts]
+    shares[used[0]] -= 0.5
+    shares[used[-1]] += 0.5
+    return tuple(shares)
