@@ -18,8 +18,7 @@ AppError                        1
 │       ├── SequenceReuseError 12  the same number was accepted with other content
 │       └── SequenceJumpError  12  the number is implausibly far ahead
 ├── ImportRefusedError         10
-│   ├── NoBundleError          10  the medium holds no bundle
-│   ├── KindRefusedError       10  a kind of bundle this release does not import
+│   ├── SeveralBundlesError    10  the medium holds several bundles
 │   └── UnusableModelError     10  a signed file is not a model the engine can be given
 ├── NoSpaceError               13  the file system of the store is too full
 ├── ModelTooLargeError         14  no variant of the bundle fits this machine
@@ -132,12 +131,8 @@ class ImportRefusedError(AppError):
     exit_code = 10
 
 
-class NoBundleError(ImportRefusedError):
-    """The medium holds no bundle."""
-
-
-class KindRefusedError(ImportRefusedError):
-    """A kind of bundle this release does not import."""
+class SeveralBundlesError(ImportRefusedError):
+    """The medium holds several bundles, and none was named."""
 
 
 class UnusableModelError(ImportRefusedError):

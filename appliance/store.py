@@ -52,7 +52,11 @@ class Store(Catalogue):
             descriptor = os.open(self.paths.lock, flags, _FILE_MODE)
         try:
             _lock(descriptor)
-            yield StoreWriter(self)
+            try:
+                yield StoreWriter(self)
+            finally:
+                # Whoever finds the lock free finds no stale process number in it either.
+                os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
 
@@ -138,13 +142,13 @@ class StoreWriter:
         spelled = self.store.canonical(name)
         reference = self._paths.reference(spelled)
         former = self._peek(spelled)
-        if former == manifest and provenance is None:
-            return 0
         with store_io(f"write the manifest of {spelled.short()}"):
             if provenance is not None:
                 record = json.dumps(asdict(provenance), indent=1).encode() + b"\n"
                 at = self._paths.provenance(Digest.of(manifest))
                 fsio.atomic_write(at, record, mode=_FILE_MODE)
+            if former == manifest:
+                return 0
             for parent in reversed(reference.relative_to(self._paths.manifests).parents):
                 _make_directory(self._paths.manifests / parent)
             # Staged elsewhere: a temporary file beside the manifest would look like a tag.
@@ -152,7 +156,7 @@ class StoreWriter:
             fsio.atomic_write(staged, manifest, mode=_FILE_MODE)
             staged.replace(reference)
             fsio.fsync_dir(reference.parent)
-        return self._release(former) if former is not None and former != manifest else 0
+        return self.release(former) if former is not None else 0
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Give a model one more name; the manifest's bytes, and so its id, stay the same.
@@ -187,7 +191,7 @@ class StoreWriter:
             for parent in list(reference.relative_to(self._paths.manifests).parents)[:-1]:
                 with contextlib.suppress(OSError):  # not empty: another name lives there
                     (self._paths.manifests / parent).rmdir()
-        return self._release(former) if former is not None else 0
+        return self.release(former) if former is not None else 0
 
     def _peek(self, name: ModelName) -> bytes | None:
         try:
@@ -195,8 +199,15 @@ class StoreWriter:
         except AppError:
             return None
 
-    def _release(self, manifest: bytes) -> int:
-        """Remove what only this manifest used, unless some other manifest cannot be read."""
+    def release(self, manifest: bytes) -> int:
+        """Remove what only this manifest used, unless some other manifest cannot be read.
+
+        Returns:
+            Bytes freed.
+
+        Raises:
+            StoreAccessError: a file cannot be removed.
+        """
         try:
             gone = parse_image(manifest)
             left = [self.store.manifest(name) for name in self.store.names()]

@@ -1,0 +1,105 @@
+"""The command ``satchel``: the operator's verbs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from appliance.cli import bundles, models, site, talk
+from appliance.cli.frame import version
+from appliance.errors import AppError
+from bundler.format.errors import BundleError
+from hwprobe.errors import ProbeError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="satchel",
+    help="Keep verified models on this machine, and talk to its server.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"satchel version is {version()}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    _: Annotated[
+        bool | None,
+        typer.Option("--version", "-v", callback=_version, is_eager=True, help="Show the version."),
+    ] = None,
+) -> None:
+    """Keep verified models on this machine, and talk to its server."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("version")
+def version_command() -> None:
+    """Show the version."""
+    _version(wanted=True)
+
+
+bundles.add_to(app)
+models.add_to(app)
+site.add_to(app)
+talk.add_to(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors go to stderr in one form."""
+    try:
+        code: Any = app(args=list(arguments), standalone_mode=False, prog_name="satchel")
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", "", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output left. Python would complain once more at exit; nobody reads it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the outermost edge: one line, not a trace
+        return _explain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    match error:
+        case AppError() | BundleError():
+            return _complain(str(error), error.hint, error.exit_code)
+        case ProbeError():
+            return _complain(str(error), error.hint, 1)
+        case typer.TyperException():
+            text = getattr(error, "format_message", error.__str__)()
+            code = getattr(error, "exit_code", 2)
+            return _complain(_sentence(text), "see: satchel --help", code)
+    if os.environ.get("SATCHEL_DEBUG"):
+        raise error
+    text = f"internal error: {type(error).__name__}: {error}"
+    return _complain(text, "SATCHEL_DEBUG=1 shows the trace", 1)
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    typer.echo(f"satchel: error: {message}", err=True)
+    if hint:
+        typer.echo(f"satchel: hint: {hint}", err=True)
+    return code
+
+
+def _sentence(text: str) -> str:
+    """A usage error of the option parser in our form: lower case, no full stop."""
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))

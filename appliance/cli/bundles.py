@@ -1,0 +1,140 @@
+"""``satchel import`` and ``satchel verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from appliance.choice import Wanted
+from appliance.cli.frame import (
+    ConfigOption,
+    JsonOption,
+    StoreOption,
+    load_config,
+    print_json,
+    this_site,
+)
+from appliance.cli.screen import Screen
+from appliance.errors import RequestError
+from appliance.importer import Request, import_bundle
+from appliance.receipt import Receipt
+from appliance.verify import Report, verify_bundle
+from hwprobe.quantity import Bytes
+
+MediumArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The medium, or one bundle directory on it.")
+]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="ID", help="Install this variant; may be repeated."),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Install every variant.")]
+RollbackOption = Annotated[
+    str,
+    typer.Option(
+        "--allow-rollback",
+        metavar="CHANNEL:SEQ",
+        help="Let exactly this older bundle in, although a newer one was accepted.",
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command("import")(import_command)
+    app.command("verify")(verify_command)
+
+
+def _request(
+    medium: Path, variants: list[str] | None, allow_rollback: str, *, all_variants: bool
+) -> Request:
+    if variants and all_variants:
+        raise RequestError("expected --variant or --all, found both")
+    wanted = Wanted(variants=tuple(variants or ()), all_variants=all_variants)
+    return Request(medium=medium, wanted=wanted, allow_rollback=allow_rollback)
+
+
+def import_command(
+    medium: MediumArgument,
+    *,
+    variant: VariantOption = None,
+    all_: AllOption = False,
+    allow_rollback: RollbackOption = "",
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Verify a bundle and install what fits this machine."""
+    request = _request(medium, variant, allow_rollback, all_variants=all_)
+    site = this_site(load_config(config, store))
+    with Screen(site.machine, quiet=json_) as screen:
+        receipt = import_bundle(request, site, screen)
+    if json_:
+        print_json(receipt.to_json())
+    else:
+        _print_receipt(receipt)
+
+
+def _print_receipt(receipt: Receipt) -> None:
+    for entry in receipt.installed:
+        verb = "installed" if receipt.changed else "already installed"
+        weights = entry.weights.removeprefix("sha256:")[:12]
+        typer.echo(f"{verb} {entry.name} ({entry.variant}, {Bytes(entry.size_bytes)}, {weights})")
+    if receipt.changed:
+        typer.echo(f"receipt {receipt.number:06d} written")
+
+
+def verify_command(
+    medium: MediumArgument,
+    *,
+    variant: VariantOption = None,
+    all_: AllOption = False,
+    allow_rollback: RollbackOption = "",
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Check every byte of a bundle as an import would; write nothing."""
+    request = _request(medium, variant, allow_rollback, all_variants=all_)
+    site = this_site(load_config(config, store))
+    with Screen(site.machine, quiet=json_) as screen:
+        report = verify_bundle(request, site, screen)
+    if json_:
+        print_json(_report_json(report))
+    for finding in () if json_ else report.findings:
+        typer.echo(f"satchel: error: {finding}", err=True)
+        if finding.hint:
+            typer.echo(f"satchel: hint: {finding.hint}", err=True)
+    if report.findings:
+        raise typer.Exit(report.findings[0].exit_code)
+    if not json_:
+        typer.echo(f"verified {Bytes(report.checked_bytes)} of weights; nothing was written")
+
+
+def _report_json(report: Report) -> dict[str, Any]:
+    info = report.admitted.manifest.bundle
+    return {
+        "bundle_id": info.id,
+        "channel": info.channel,
+        "seq": info.seq,
+        "statement": str(report.admitted.verified.digest),
+        "signed_by": sorted(report.admitted.verified.signed_by),
+        "warnings": list(report.admitted.warnings),
+        "would_install": [
+            {"name": install.name.short(), "variant": install.variant.id}
+            for choice in report.choices
+            for install in choice.installs
+        ],
+        "checked_bytes": report.checked_bytes,
+        "findings": [
+            {
+                "error": type(finding).__name__,
+                "message": str(finding),
+                "hint": finding.hint,
+                "exit_code": finding.exit_code,
+            }
+            for finding in report.findings
+        ],
+    }

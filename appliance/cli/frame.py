@@ -1,0 +1,123 @@
+"""What every verb needs: common options, the configuration, the store, JSON on stdout."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from appliance.client import Client
+from appliance.config import Config
+from appliance.errors import RequestError
+from appliance.importer import Site
+from appliance.journal import timestamp
+from appliance.layout import Paths
+from appliance.settings import HostText, read_host
+from appliance.store import Store
+from bundler.format.errors import FormatError
+from bundler.format.name import ModelName
+from hwprobe.engine import engine_info
+from hwprobe.inventory import take_inventory
+from hwprobe.machine import Machine
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="The store; else SATCHEL_STORE, else the file.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="The configuration file; else SATCHEL_CONFIG.")
+]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="The server, as HOST[:PORT]; else SATCHEL_HOST.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def version() -> str:
+    """Of this release."""
+    return importlib.metadata.version("satchel")
+
+
+def load_config(
+    file: Path | None, store: Path | None, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """The effective configuration of this command line.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    named = os.environ.get("SATCHEL_CONFIG", "")
+    given = {"store.path": str(store.absolute())} if store is not None else {}
+    return Config.load(
+        file=file or (Path(named) if named else None),
+        environ=os.environ,
+        flags={**given, **(flags or {})},
+    )
+
+
+def open_store(config: Config) -> Store:
+    """The store the configuration names; it need not exist."""
+    return Store(Paths(config.store.path))
+
+
+def this_site(config: Config) -> Site:
+    """Where an import would happen, measured now."""
+    return Site(
+        store=open_store(config),
+        config=config,
+        machine=_machine(config.store.path),
+        now=timestamp(time.time()),
+        version=version(),
+    )
+
+
+def _machine(store: Path) -> Machine:
+    """This machine; the engine is asked about GPUs only where there are some."""
+    existing = next(path for path in (store, *store.parents) if path.is_dir())
+    machine = take_inventory(disk_path=existing)
+    if not machine.gpus:
+        return machine
+    return replace(machine, engine_offload=engine_info().gpu_offload)
+
+
+def server(config: Config, host: str | None) -> Client:
+    """A client for the server of this command line.
+
+    Raises:
+        RequestError: ``--host`` is not an address.
+    """
+    return Client(address=_address(config, host), api_key=os.environ.get("SATCHEL_API_KEY", ""))
+
+
+def _address(config: Config, host: str | None) -> HostText:
+    source = config.sources.get("server.host", "")
+    text = host or (os.environ.get(source, "") if source.endswith("_HOST") else "")
+    if not text:
+        return HostText("http", config.server.host, config.server.port, "")
+    try:
+        return read_host(text)
+    except ValueError as error:
+        raise RequestError(f"host: {error}") from error
+
+
+def read_name(text: str) -> ModelName:
+    """A model name as typed.
+
+    Raises:
+        RequestError: it is not one.
+    """
+    try:
+        return ModelName.parse(text)
+    except FormatError as error:
+        raise RequestError(str(error), hint=error.hint) from error
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=True))

@@ -1,0 +1,115 @@
+"""What an import looks like: who signed it, what was chosen and why, how far it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import typer
+from hwprobe.report import placement_lines
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from appliance.admission import Admitted
+from appliance.choice import Choice
+from hwprobe.machine import Machine
+from hwprobe.quantity import Bytes
+
+_PLAIN_STEP = 10
+"""Without a terminal, one line per so many percent."""
+
+
+class Screen:
+    """Tells a person what happens: on stderr, as a bar on a terminal and as lines elsewhere."""
+
+    def __init__(self, machine: Machine, *, quiet: bool) -> None:
+        self._machine = machine
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._doing, self._total, self._done, self._said = "", 0, 0, 0
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def verified(self, admitted: Admitted) -> None:
+        """Say which bundle it is and who signed it."""
+        info = admitted.manifest.bundle
+        labels = admitted.policy.labels()
+        names = ", ".join(labels[key] for key in sorted(admitted.verified.signed_by))
+        self._say(f"bundle {info.channel} {info.seq}, issued {info.issued}, signed by {names}")
+        for warning in admitted.warnings:
+            self._say(f"warning: {warning}")
+
+    def chosen(self, choice: Choice) -> None:
+        """Say what will be installed of a model, and why."""
+        self._say("")
+        self._say(f"{choice.model.name.short()}:")
+        if choice.placement is not None:
+            self._lines(placement_lines(choice.placement, self._machine))
+        if choice.warning:
+            self._say(f"  warning: {choice.warning}")
+        for install in choice.installs:
+            size = Bytes(install.variant.profile.get("file_size_bytes", 0))
+            self._say(f"  installs {install.variant.id} ({size}) as {install.name.short()}")
+        self._say("")
+
+    def begins(self, doing: str, total_bytes: int) -> None:
+        """Start a bar, or say that something longer begins."""
+        self._doing, self._total, self._done, self._said = doing, total_bytes, 0, 0
+        if self._bar is not None:
+            self._task = self._bar.add_task(doing, total=total_bytes)
+        else:
+            self._say(f"{doing}: {Bytes(total_bytes)}")
+
+    def advances(self, size_bytes: int) -> None:
+        """Move the bar, or say every tenth."""
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, size_bytes)
+            return
+        self._done += size_bytes
+        percent = self._done * 100 // self._total if self._total else 100
+        if percent >= self._said + _PLAIN_STEP:
+            self._said = percent - percent % _PLAIN_STEP
+            self._say(f"{self._doing}: {self._said}%")
+
+    def _lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._say(f"  {line}")
+
+    def _say(self, line: str) -> None:
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            typer.echo(line, err=True)

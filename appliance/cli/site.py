@@ -1,0 +1,245 @@
+"""``satchel config``, ``trust`` and ``health``: how this site is set up, and how it is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from appliance import duration, health
+from appliance.cli.frame import (
+    ConfigOption,
+    HostOption,
+    JsonOption,
+    StoreOption,
+    load_config,
+    open_store,
+    print_json,
+    server,
+)
+from appliance.config import Config
+from appliance.errors import AppError, RequestError
+from appliance.journal import Journal, timestamp
+from appliance.settings import MODEL_SETTINGS, SETTINGS
+from appliance.trust import TrustPolicy, load_policy, save_policy
+from bundler.format import fsio
+from bundler.format.errors import BundleError
+from bundler.format.keys import PublicKey, key_words
+
+_MAX_KEY_FILE_BYTES = 64 << 10
+_HEALTH_TIMEOUT_S = 10.0
+
+trust_app = typer.Typer(
+    help="Whom this site trusts to sign bundles.", rich_markup_mode=None, no_args_is_help=True
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command("config")(config_command)
+    app.command("health")(health_command)
+    app.add_typer(trust_app, name="trust")
+
+
+def config_command(
+    store: StoreOption = None, config: ConfigOption = None, json_: JsonOption = False
+) -> None:
+    """Show every setting, and where its value comes from."""
+    loaded = load_config(config, store)
+    if json_:
+        print_json(_config_json(loaded))
+        return
+    width = max(len(setting.name) for setting in SETTINGS)
+    for setting in SETTINGS:
+        value = getattr(getattr(loaded, setting.table), setting.field)
+        shown = _shown(setting.field, value)
+        typer.echo(f"{setting.name:<{width}} = {shown:<24} # {loaded.sources[setting.name]}")
+    for name, model in sorted(loaded.models.items()):
+        for setting in MODEL_SETTINGS:
+            value = getattr(model, setting.field)
+            if value != setting.default:
+                shown = _shown(setting.field, value)
+                typer.echo(f'model."{name}".{setting.key} = {shown}')
+    for warning in loaded.warnings:
+        typer.echo(f"satchel: warning: {warning}", err=True)
+
+
+def _shown(field: str, value: Any) -> str:
+    if value is None or value in ("", ()):
+        return '""'
+    if field.endswith("_s"):
+        return duration.show(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value)
+
+
+def _config_json(config: Config) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {
+        "settings": {
+            setting.name: {
+                "value": plain(getattr(getattr(config, setting.table), setting.field)),
+                "source": config.sources[setting.name],
+            }
+            for setting in SETTINGS
+        },
+        "models": {
+            name: {setting.key: getattr(model, setting.field) for setting in MODEL_SETTINGS}
+            for name, model in config.models.items()
+        },
+        "warnings": list(config.warnings),
+    }
+
+
+def health_command(
+    store_only: Annotated[bool, typer.Option("--store-only", help="Leave the server out.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Check store, space and server; exit 0 ok, 1 warning, 2 critical, 3 unknown."""
+    try:
+        loaded = load_config(config, store)
+        client = server(loaded, host)
+    except (AppError, BundleError) as error:
+        typer.echo(f"SATCHEL UNKNOWN: {error}")
+        raise typer.Exit(health.Level.UNKNOWN) from error
+    found = open_store(loaded)
+    checks = [
+        health.check_models(found),
+        health.check_space(found, reserve_bytes=loaded.store.reserve_bytes),
+    ]
+    if not store_only:
+        checks.append(health.check_server(replace(client, timeout_s=_HEALTH_TIMEOUT_S)))
+    level = health.worst(checks)
+    if json_:
+        print_json(
+            {
+                "level": level.name.lower(),
+                "checks": [
+                    {"name": one.name, "level": one.level.name.lower(), "text": one.text}
+                    for one in checks
+                ],
+            }
+        )
+    else:
+        texts = "; ".join(f"{check.name}: {check.text}" for check in checks)
+        typer.echo(f"SATCHEL {level.name}: {texts}")
+    raise typer.Exit(level)
+
+
+@trust_app.command("add")
+def trust_add(
+    key_file: Annotated[Path, typer.Argument(metavar="KEY.pub")],
+    label: Annotated[str, typer.Option(help="What to call it; else the file's name.")] = "",
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Trust a public key. Compare its words with the owner first."""
+    key = PublicKey.parse(_read_key(key_file))
+    now = timestamp(time.time())
+    found = open_store(load_config(config, store))
+    with found.writing():
+        before = load_policy(found.paths.trust)
+        known = {one.key_id: one for one in before.keys}.get(key.key_id)
+        if known is None or (label and label != known.label):
+            after = before.with_key(key, label=label or key_file.stem, added_at=now)
+            save_policy(found.paths.trust, after)
+            Journal(found.paths.journal).record("trust", action="add", key_id=key.key_id)
+    if json_:
+        print_json({"key_id": key.key_id, "words": key.words(), "added": known is None})
+        return
+    typer.echo(f"{'trusted already' if known else 'trusted'}: {key.key_id}")
+    typer.echo(f"words: {key.words()}")
+
+
+def _read_key(path: Path) -> str:
+    data = fsio.read_bounded(path.resolve(), max_bytes=_MAX_KEY_FILE_BYTES)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: expected a public key, found binary data") from error
+
+
+@trust_app.command("list")
+def trust_list(
+    store: StoreOption = None, config: ConfigOption = None, json_: JsonOption = False
+) -> None:
+    """Show trusted keys, the threshold, and what was accepted last on each channel."""
+    policy = load_policy(open_store(load_config(config, store)).paths.trust)
+    if json_:
+        print_json(_policy_json(policy))
+        return
+    typer.echo(f"threshold {policy.threshold} of {len(policy.keys)}")
+    for key in policy.keys:
+        typer.echo(f"{key.label}  {key.key_id}  added {key.added_at}")
+        typer.echo(f"  {key.key.words()}")
+    for key_id in sorted(policy.revoked):
+        typer.echo(f"revoked  {key_id}")
+        typer.echo(f"  {key_words(key_id)}")
+    for channel in sorted(policy.accepted):
+        typer.echo(f"channel {channel}: sequence {policy.highest(channel)} accepted")
+
+
+def _policy_json(policy: TrustPolicy) -> dict[str, Any]:
+    return {
+        "threshold": policy.threshold,
+        "keys": [
+            {"label": key.label, "key_id": key.key_id, "words": key.key.words(),
+             "added_at": key.added_at}
+            for key in policy.keys
+        ],
+        "revoked": sorted(policy.revoked),
+        "channels": {channel: policy.highest(channel) for channel in sorted(policy.accepted)},
+    }  # fmt: skip
+
+
+@trust_app.command("remove")
+def trust_remove(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its label, or its id from 8 digits.")],
+    revoke: Annotated[bool, typer.Option("--revoke", help="Never trust it here again.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Stop trusting a key."""
+    found = open_store(load_config(config, store))
+    with found.writing():
+        after, gone = load_policy(found.paths.trust).without_key(key, revoke=revoke)
+        save_policy(found.paths.trust, after)
+        Journal(found.paths.journal).record(
+            "trust", action="revoke" if revoke else "remove", key_id=gone.key_id
+        )
+    typer.echo(f"{'revoked' if revoke else 'removed'} {gone.label}: {gone.key_id}")
+    if len(after.keys) < after.threshold:
+        typer.echo(
+            f"satchel: warning: {after.threshold} signatures are asked for and "
+            f"{len(after.keys)} keys are trusted: no bundle can come in",
+            err=True,
+        )
+
+
+@trust_app.command("threshold")
+def trust_threshold(
+    number: Annotated[int, typer.Argument(help="How many trusted keys must sign a bundle.")],
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Set how many trusted keys must have signed a bundle."""
+    found = open_store(load_config(config, store))
+    with found.writing():
+        after = load_policy(found.paths.trust).with_threshold(number)
+        save_policy(found.paths.trust, after)
+        Journal(found.paths.journal).record("trust", action="threshold", threshold=number)
+    typer.echo(f"threshold {after.threshold} of {len(after.keys)}")

@@ -1,0 +1,89 @@
+"""Is this appliance fit to serve? A few checks, and the worst of them.
+
+Exit codes follow the monitoring convention: 0 ok, 1 warning, 2 critical, 3 unknown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from appliance.client import Client
+from appliance.errors import AppError
+from appliance.store import Store
+from hwprobe.quantity import Bytes
+
+
+class Level(IntEnum):
+    """How bad it is; the value is the exit code."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+_BADNESS = (Level.OK, Level.UNKNOWN, Level.WARNING, Level.CRITICAL)
+"""Unknown is no reason to hide a warning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        level: how bad it is.
+        text: one line.
+    """
+
+    name: str
+    level: Level
+    text: str
+
+
+def check_models(store: Store) -> Check:
+    """Whether the store can be read and all of its models are whole."""
+    try:
+        survey = store.survey()
+    except AppError as error:
+        return Check(name="store", level=Level.CRITICAL, text=str(error))
+    if survey.faults:
+        fault = survey.faults[0]
+        text = f"{len(survey.faults)} damaged, first {fault.path.name}: {fault.reason}"
+        return Check(name="store", level=Level.WARNING, text=text)
+    if not survey.models:
+        return Check(name="store", level=Level.WARNING, text="no model is installed")
+    return Check(name="store", level=Level.OK, text=f"{len(survey.models)} models")
+
+
+def check_space(store: Store, *, reserve_bytes: int) -> Check:
+    """Whether an import would still find the reserve."""
+    try:
+        status = os.statvfs(store.paths.root)
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        text = f"{store.paths.root}: {reason}"
+        return Check(name="space", level=Level.UNKNOWN, text=text)
+    free = status.f_bavail * status.f_frsize
+    if free < reserve_bytes:
+        text = f"{Bytes(free)} free, less than the reserve of {Bytes(reserve_bytes)}"
+        return Check(name="space", level=Level.WARNING, text=text)
+    return Check(name="space", level=Level.OK, text=f"{Bytes(free)} free")
+
+
+def check_server(client: Client) -> Check:
+    """Whether the server answers."""
+    try:
+        answer = client.get("/api/version")
+    except AppError as error:
+        return Check(name="server", level=Level.CRITICAL, text=str(error))
+    shown = answer.get("version", "?") if isinstance(answer, dict) else "?"
+    return Check(name="server", level=Level.OK, text=f"answers as version {shown}")
+
+
+def worst(checks: Iterable[Check]) -> Level:
+    """The level of the whole."""
+    return max((check.level for check in checks), key=_BADNESS.index, default=Level.UNKNOWN)

@@ -1,0 +1,175 @@
+"""Check everything about a bundle without writing anything: the import's steps, all findings.
+
+The signatures come first, as in an import: while they are not enough, nothing else is looked at.
+After that every byte of every file is read, and every fault is collected instead of the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance import copying, gate
+from appliance.admission import (
+    Admitted,
+    check_admission,
+    known_policy,
+    open_medium,
+    verify_envelope,
+)
+from appliance.choice import Choice, choose, wish_for
+from appliance.errors import AppError
+from appliance.importer import Observer, Request, Site, read_source
+from bundler.format.errors import BundleError, DamagedError
+from bundler.format.manifest import Artifact, Variant
+
+MAX_FINDINGS = 200
+"""A stick that is all noise would otherwise fill the screen and the memory."""
+_HEAD_BYTES = 32 << 20
+"""Most of a file that is kept for the header check; a vocabulary of 256k takes about 12 MiB."""
+
+Finding = AppError | BundleError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        admitted: the bundle, whose signatures were enough.
+        choices: what an import would install.
+        findings: everything that is wrong, in the order of the steps; at most 200.
+        checked_bytes: plain bytes of weights that were read and hashed.
+    """
+
+    admitted: Admitted
+    choices: tuple[Choice, ...]
+    findings: tuple[Finding, ...]
+    checked_bytes: int
+
+
+def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
+    """Check a bundle as an import would, to the last byte; neither store nor medium is written.
+
+    Raises:
+        BundleError: there is no bundle, or its signatures or statement are not right.
+        NobodyTrustedError: no key is trusted here.
+    """
+    findings: list[Finding] = []
+    bundle = open_medium(request.medium)
+    policy = known_policy(site.store)
+    verified = verify_envelope(bundle, policy, site.config.trust)
+    warnings: tuple[str, ...] = ()
+    with _collecting(findings):
+        warnings = check_admission(
+            verified,
+            policy,
+            site.config.trust,
+            now=site.now,
+            version=site.version,
+            allow_rollback=request.allow_rollback,
+        )
+    admitted = Admitted(bundle=bundle, verified=verified, policy=policy, warnings=warnings)
+    observer.verified(admitted)
+    choices: list[Choice] = []
+    for model in admitted.manifest.models:
+        with _collecting(findings):
+            wish = wish_for(site.config, model.name)
+            choices.append(choose(model, site.machine, wish, request.wanted))
+            observer.chosen(choices[-1])
+        with _collecting(findings):
+            gate.read_layers(bundle, admitted.manifest, model)
+    _check_blobs(admitted, findings)
+    checked = sum(
+        _check_artifact(admitted, artifact, observer, findings)
+        for artifact in admitted.manifest.artifacts
+    )
+    return Report(
+        admitted=admitted,
+        choices=tuple(choices),
+        findings=tuple(findings[:MAX_FINDINGS]),
+        checked_bytes=checked,
+    )
+
+
+@contextmanager
+def _collecting(findings: list[Finding]) -> Iterator[None]:
+    try:
+        yield
+    except (AppError, BundleError) as error:
+        findings.append(error)
+
+
+def _check_blobs(admitted: Admitted, findings: list[Finding]) -> None:
+    """Every small file; the layers among them were read already, which costs little."""
+    for blob in admitted.manifest.blobs:
+        with _collecting(findings):
+            admitted.bundle.read_blob(
+                blob.digest, max_bytes=blob.size_bytes, size_bytes=blob.size_bytes
+            )
+
+
+def _check_artifact(
+    admitted: Admitted, artifact: Artifact, observer: Observer, findings: list[Finding]
+) -> int:
+    """Stream one artifact; returns the number of plain bytes that were right."""
+    observer.begins(f"verifying {artifact.digest.short()}", artifact.size_bytes)
+    before = len(findings)
+    checked = 0
+    hasher = hashlib.sha256()
+    with _collecting(findings), _head_file(artifact.size_bytes) as (head, keep):
+        source = read_source(admitted.bundle, artifact)
+        with contextlib.closing(copying.plain_chunks(source)) as chunks:
+            for record, plain in chunks:
+                if isinstance(plain, BundleError):
+                    findings.append(plain)
+                    if len(findings) >= MAX_FINDINGS:
+                        return checked
+                    continue
+                hasher.update(plain)
+                keep(plain, record.plain_off)
+                checked += record.plain_len
+                observer.advances(record.plain_len)
+        if len(findings) == before:
+            _check_whole(admitted, artifact, hasher, head)
+    return checked
+
+
+def _check_whole(admitted: Admitted, artifact: Artifact, hasher: hashlib._Hash, head: Path) -> None:
+    if hasher.digest() != artifact.digest.raw:
+        raise DamagedError(
+            f"{artifact.digest}: expected a file of this digest, found another",
+            hint="every chunk is as signed, the whole is not; ask who signed this bundle",
+        )
+    for variant in _variants(admitted, artifact):
+        gate.check_weights(head, artifact, variant)
+
+
+def _variants(admitted: Admitted, artifact: Artifact) -> Iterator[Variant]:
+    for model in admitted.manifest.models:
+        yield from (one for one in model.variants if one.artifact == artifact.digest)
+
+
+@contextmanager
+def _head_file(size_bytes: int) -> Iterator[tuple[Path, Callable[[memoryview, int], None]]]:
+    """A file of the full size in memory that holds the beginning and zeros: enough for the gate.
+
+    Yields:
+        Its path, and a function that keeps what lies within the beginning.
+    """
+    descriptor = os.memfd_create("satchel-verify", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+
+        def keep(plain: memoryview, offset: int) -> None:
+            if offset < _HEAD_BYTES:
+                os.pwrite(descriptor, plain, offset)
+
+        yield Path(f"/proc/self/fd/{descriptor}"), keep
+    finally:
+        os.close(descriptor)
