@@ -1,0 +1,88 @@
+"""From what a request wants its answer to look like, to a GBNF grammar.
+
+JSON schemas go through the converter that comes with the engine's bindings. It enforces types,
+properties, enums, lengths and patterns; it does not enforce number ranges, formats other than
+dates, times and UUIDs, or uniqueness. What it cannot convert is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from server.errors import EngineRefusedError
+
+MAX_SCHEMA_BYTES = 256 << 10
+"""256 KiB. Why: real schemas are a few KiB; the grammar grows faster than the schema."""
+
+MAX_GRAMMAR_BYTES = 1 << 20
+"""1 MiB. Why: the engine parses a grammar recursively and keeps every alternative."""
+
+JSON = r"""
+root    ::= object
+value   ::= object | array | string | number | "true" | "false" | "null"
+object  ::= "{" ws ( member ( "," ws member )* )? "}"
+member  ::= string ws ":" ws value ws
+array   ::= "[" ws ( element ( "," ws element )* )? "]"
+element ::= value ws
+string  ::= "\"" char* "\""
+char    ::= [^"\\\x00-\x1F\x7F] | "\\" ( ["\\/bfnrt] | "u" hex hex hex hex )
+hex     ::= [0-9a-fA-F]
+number  ::= "-"? ( "0" | [1-9] [0-9]{0,15} ) ( "." [0-9]{1,16} )? ( [eE] [-+]? [0-9]{1,3} )?
+ws      ::= ( " " | "\n" [ \t]{0,20} )?
+"""
+"""Any JSON object. White space and numbers are bounded: models get lost in them."""
+
+
+def gbnf(wanted: Mapping[str, Any]) -> str:
+    """The grammar for ``{"kind": "json" | "json_schema" | "gbnf", "source": …}``.
+
+    Raises:
+        EngineRefusedError: the kind is unknown, or the schema or grammar is not accepted.
+    """
+    kind, source = wanted.get("kind"), wanted.get("source")
+    if kind == "json":
+        return JSON
+    if kind == "json_schema":
+        return _from_schema(source)
+    if kind == "gbnf" and isinstance(source, str):
+        return _bounded(source)
+    raise EngineRefusedError(f"grammar: expected json, json_schema or gbnf, found {kind!r}")
+
+
+def _from_schema(source: object) -> str:
+    text = source if isinstance(source, str) else json.dumps(source)
+    if len(text.encode("utf-8", "replace")) > MAX_SCHEMA_BYTES:
+        raise EngineRefusedError(f"json schema: expected at most {MAX_SCHEMA_BYTES} bytes")
+    try:
+        _refuse_foreign_references(json.loads(text))
+        return _bounded(json_schema_to_gbnf(text))
+    except RecursionError as error:
+        raise EngineRefusedError("json schema: nested too deep, or refers to itself") from error
+    # The converter has no error type of its own: what it cannot convert ends in any of these.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError,
+            NotImplementedError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}"
+        raise EngineRefusedError(f"json schema: it cannot be enforced: {reason}") from error
+
+
+def _refuse_foreign_references(schema: object) -> None:
+    """Only references into the schema itself: nothing is ever fetched."""
+    if isinstance(schema, dict):
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and not reference.startswith("#/"):
+            raise EngineRefusedError(f"json schema: expected $ref to start with #/: {reference!r}")
+        for value in schema.values():
+            _refuse_foreign_references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _refuse_foreign_references(value)
+
+
+def _bounded(grammar: str) -> str:
+    if len(grammar.encode("utf-8", "replace")) > MAX_GRAMMAR_BYTES:
+        raise EngineRefusedError(f"grammar: expected at most {MAX_GRAMMAR_BYTES} bytes")
+    return grammar

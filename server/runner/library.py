@@ -1,0 +1,335 @@
+"""The engine with one model loaded: weights, context, batch, KV cache. Native.
+
+Wrong calls abort the whole process, so every argument that can do so is checked here first.
+Only the decode thread calls these methods, except `Engine.abort`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwprobe.settings import EngineSettings, KvType
+from server.errors import LoadFailedError
+from server.runner.native import LIB, LOG, QUICK
+from server.runner.vocabulary import Vocabulary
+
+Row = npt.NDArray[np.float32]
+
+MAX_SEQUENCES = 256
+"""Source: llama-cparams.h, LLAMA_MAX_SEQ."""
+
+SPARE_SEQUENCES = 8
+"""Sequences beyond the slots, for prompts that stay cached. Why: each costs one row of logits,
+n_vocab floats; eight conversations is what one server keeps warm on a small machine."""
+
+OK, NO_ROOM, ABORTED = 0, 1, 2
+"""Answers of decode; below zero is a refused batch or a failed computation. Source: llama.h."""
+
+_GGML_TYPE: dict[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
+"""Source: ggml.h, enum ggml_type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the loaded engine can hold and do.
+
+    Attributes:
+        context_tokens: context of one slot.
+        cells: cells of the KV cache all slots share.
+        batch_tokens: most tokens per decode.
+        sequences: sequence ids, 0 to this minus one.
+        vocabulary_size: length of a row of logits.
+        divisible: the end of a sequence can be removed; recurrent models keep one state only.
+        can_shift: positions can be moved.
+        window_tokens: sliding attention window; 0 without one.
+    """
+
+    context_tokens: int
+    cells: int
+    batch_tokens: int
+    sequences: int
+    vocabulary_size: int
+    divisible: bool
+    can_shift: bool
+    window_tokens: int
+
+
+class Batch:
+    """Tokens for one decode call, in arrays of our own that the engine reads in place."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._sequences = np.zeros(capacity, np.int32)
+        self._outputs = np.zeros(capacity, np.int8)
+        self._counts = np.ones(capacity, np.int32)
+        # One sequence per token: the array of pointers points into the array of ids, once for all.
+        first = self._sequences.ctypes.data
+        self._pointers = first + 4 * np.arange(capacity, dtype=np.uint64)
+        self.native = LIB.llama_batch()
+        self.native.token = _pointer(self._tokens, ctypes.c_int32)
+        self.native.pos = _pointer(self._positions, ctypes.c_int32)
+        self.native.n_seq_id = _pointer(self._counts, ctypes.c_int32)
+        self.native.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
+        self.native.logits = _pointer(self._outputs, ctypes.c_int8)
+
+    def clear(self) -> None:
+        """Begin a new batch."""
+        self.size = 0
+
+    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: bool) -> None:
+        """Append consecutive tokens of one sequence; ``output`` asks for the last one's logits."""
+        begin, end = self.size, self.size + len(tokens)
+        if not tokens or end > self.capacity:
+            raise ValueError(f"batch: expected 1 to {self.capacity - begin} more tokens")
+        self._tokens[begin:end] = tokens
+        self._positions[begin:end] = np.arange(position, position + len(tokens))
+        self._sequences[begin:end] = sequence
+        self._outputs[begin:end] = 0
+        self._outputs[end - 1] = output
+        self.size = end
+        self.native.n_tokens = end
+
+
+class Engine:
+    """One model, one context."""
+
+    def __init__(
+        self,
+        *,
+        model_path: Path,
+        settings: EngineSettings,
+        adapters: Sequence[tuple[str, float]] = (),
+        on_progress: Callable[[float], bool] = lambda _fraction: True,
+    ) -> None:
+        """Load the model; ``on_progress`` gets 0 to 1 and returns whether to go on.
+
+        Raises:
+            LoadFailedError: the engine refused the file, the settings, or an adapter.
+        """
+        self._abort_flag = ctypes.create_string_buffer(2)
+        self._model: Any = None
+        self._context: Any = None
+        LIB.llama_backend_init()
+        try:
+            self._model = _load_model(model_path, settings, on_progress)
+            self.vocabulary = Vocabulary(self._model)
+            self._context = self._make_context(settings)
+            self._apply_adapters(adapters)
+            self._memory = LIB.llama_get_memory(self._context)
+            self.batch = Batch(int(LIB.llama_n_batch(self._context)))
+            self._rows: Row | None = None
+            self._rows_address = 0
+            divisible = self._warm_up()
+            self.shape = self._measure(settings, divisible=divisible)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes per buffer type."""
+        return dict(LOG.memory)
+
+    @property
+    def system_info(self) -> str:
+        """The engine's line about its build."""
+        text: bytes = LIB.llama_print_system_info()
+        return text.decode(errors="replace")
+
+    def decode(self) -> int:
+        """Compute the batch; returns the engine's answer, see `OK`, `NO_ROOM`, `ABORTED`."""
+        if not self.batch.size:
+            raise ValueError("decode: expected a batch, found an empty one")
+        answer: int = LIB.llama_decode(self._context, self.batch.native)
+        return answer
+
+    def logits(self, output: int) -> Row:
+        """The logits of the ``output``-th asked-for token of the last batch: float32[n_vocab].
+
+        A view: it is overwritten by the next decode.
+        """
+        pointer = QUICK.get_logits(self._context)
+        if not pointer:
+            raise RuntimeError("the engine gave no logits")
+        address = ctypes.addressof(pointer.contents)
+        if self._rows is None or address != self._rows_address:
+            shape = (self.shape.sequences, self.shape.vocabulary_size)
+            self._rows = np.ctypeslib.as_array(pointer, shape=shape)
+            self._rows_address = address
+        row: Row = self._rows[output]
+        return row
+
+    def abort(self) -> None:
+        """Make a running decode stop with `ABORTED`; may be called from any thread.
+
+        The engine polls the flag between graph nodes. On a GPU it does not.
+        """
+        self._abort_flag[0] = b"x"
+
+    def rearm(self) -> None:
+        """Take `abort` back."""
+        self._abort_flag[0] = b"\0"
+
+    def remove(self, sequence: int, start: int, end: int = -1) -> bool:
+        """Forget positions ``start`` to ``end`` (-1: all after); False if the model cannot."""
+        self._check(sequence)
+        return bool(LIB.llama_memory_seq_rm(self._memory, sequence, start, end))
+
+    def share(self, source: int, target: int, end: int) -> None:
+        """Let ``target`` have the first ``end`` positions of ``source`` without copying cells."""
+        self._check(source)
+        self._check(target)
+        LIB.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def slide(self, sequence: int, start: int, end: int) -> None:
+        """Forget positions ``start`` to ``end`` and close the gap."""
+        self._check(sequence)
+        if not self.shape.can_shift:
+            raise ValueError("slide: this model's positions cannot be moved")
+        self.remove(sequence, start, end)
+        LIB.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
+
+    def last_position(self, sequence: int) -> int:
+        """Highest position of a sequence; -1 when it is empty."""
+        self._check(sequence)
+        return int(LIB.llama_memory_seq_pos_max(self._memory, sequence))
+
+    def can_resume(self, sequence: int, position: int) -> bool:
+        """Whether decoding may go on at ``position`` as if all before it were still there."""
+        self._check(sequence)
+        if not self.shape.divisible:
+            return self.last_position(sequence) + 1 == position
+        first = int(LIB.llama_memory_seq_pos_min(self._memory, sequence))
+        return first <= max(0, position - self.shape.window_tokens)
+
+    def close(self) -> None:
+        """Free context and model; may be called twice."""
+        if self._context:
+            LIB.llama_free(self._context)
+        if self._model:
+            LIB.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def _make_context(self, settings: EngineSettings) -> Any:
+        params = LIB.llama_context_default_params()
+        params.n_ctx = settings.kv_cells
+        params.n_batch = settings.num_batch
+        params.n_ubatch = settings.num_ubatch
+        params.n_seq_max = _sequences(self._model, settings.slots)
+        # The engine asserts n_outputs_max >= n_seq_max; left at 0 it is n_batch rows of logits.
+        params.n_outputs_max = params.n_seq_max
+        params.n_outputs_max_per_seq = 1
+        params.n_threads = params.n_threads_batch = settings.threads
+        params.flash_attn_type = int(settings.flash_attention)
+        params.type_k = params.type_v = _GGML_TYPE[settings.kv_type]
+        params.offload_kqv = params.op_offload = settings.num_gpu != 0
+        params.kv_unified = True
+        params.swa_full = False
+        params.no_perf = True
+        # strlen of the flag is the abort callback: no interpreter lock, no Python frame.
+        libc = ctypes.CDLL(None)
+        params.abort_callback = ctypes.cast(libc.strlen, LIB.ggml_abort_callback)
+        params.abort_callback_data = ctypes.addressof(self._abort_flag)
+        context = LIB.llama_init_from_model(self._model, params)
+        if not context:
+            raise _refused("the engine could not make a context")
+        return context
+
+    def _apply_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
+        if not adapters:
+            return
+        handles = []
+        for path, _scale in adapters:
+            handle = LIB.llama_adapter_lora_init(self._model, path.encode())
+            if not handle:
+                raise _refused(f"adapter {path}: not an adapter for this model")
+            handles.append(handle)
+        pointers = (LIB.llama_adapter_lora_p_ctypes * len(handles))(
+            *(ctypes.cast(handle, LIB.llama_adapter_lora_p_ctypes) for handle in handles)
+        )
+        scales = (ctypes.c_float * len(handles))(*(scale for _path, scale in adapters))
+        if LIB.llama_set_adapters_lora(self._context, pointers, len(handles), scales) != 0:
+            raise _refused("the engine could not apply the adapters")
+
+    def _measure(self, settings: EngineSettings, *, divisible: bool) -> Shape:
+        cells = int(LIB.llama_n_ctx(self._context))
+        return Shape(
+            context_tokens=cells // settings.slots,
+            cells=cells,
+            batch_tokens=self.batch.capacity,
+            sequences=int(LIB.llama_n_seq_max(self._context)),
+            vocabulary_size=self.vocabulary.size,
+            divisible=divisible,
+            can_shift=bool(LIB.llama_memory_can_shift(self._memory)),
+            window_tokens=int(LIB.llama_model_n_swa(self._model)),
+        )
+
+    def _warm_up(self) -> bool:
+        """Decode two tokens and take one back; returns whether that is possible.
+
+        It proves that the engine computes, and pulls the weights in.
+        """
+        for position in range(2):
+            self.batch.clear()
+            first = max(self.vocabulary.bos, 0)
+            self.batch.add([first], position=position, sequence=0, output=True)
+            if self.decode() != OK:
+                raise _refused("the engine could not decode a token")
+        divisible = bool(LIB.llama_memory_seq_rm(self._memory, 0, 1, -1))
+        LIB.llama_memory_clear(self._memory, False)
+        return divisible and not _has_state(self._model)
+
+    def _check(self, sequence: int) -> None:
+        if not 0 <= sequence < self.shape.sequences:
+            raise ValueError(f"sequence: expected 0 to {self.shape.sequences - 1}: {sequence}")
+
+
+def _load_model(path: Path, settings: EngineSettings, on_progress: Callable[[float], bool]) -> Any:
+    params = LIB.llama_model_default_params()
+    params.n_gpu_layers = settings.num_gpu
+    params.load_mode = LIB.LLAMA_LOAD_MODE_MMAP if settings.use_mmap else LIB.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = settings.repack
+    if settings.num_gpu == 0:
+        # An empty list, not NULL: NULL means all devices, and their compute buffers.
+        no_devices = (ctypes.c_void_p * 1)(None)
+        params.devices = ctypes.addressof(no_devices)
+    if settings.tensor_split:
+        shares = (ctypes.c_float * LIB.llama_max_devices())(*settings.tensor_split)
+        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+    callback = LIB.llama_progress_callback(lambda fraction, _data: on_progress(fraction))
+    params.progress_callback = callback
+    LOG.last_errors()
+    model = LIB.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise _refused("the engine could not load the model")
+    return model
+
+
+def _has_state(model: Any) -> bool:
+    """Whether the model keeps one running state per sequence instead of cells only."""
+    return bool(LIB.llama_model_is_recurrent(model) or LIB.llama_model_is_hybrid(model))
+
+
+def _sequences(model: Any, slots: int) -> int:
+    """Sequence ids to ask for: spare ones only where a sequence costs nothing but a row."""
+    costly = _has_state(model) or LIB.llama_model_n_swa(model) > 0
+    return int(min(slots + (0 if costly else SPARE_SEQUENCES), MAX_SEQUENCES))
+
+
+def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+def _refused(message: str) -> LoadFailedError:
+    reason = LOG.last_errors()
+    return LoadFailedError(f"{message}: {reason}" if reason else message)

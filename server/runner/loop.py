@@ -1,0 +1,247 @@
+"""The decode thread: one step after another, until the server hangs up.
+
+A step: obey commands, start waiting requests, compute a batch, sample, send one frame.
+No failure of one request ends another: a batch the engine refuses is computed request by request,
+and only the one it refuses alone gets a fault.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from server.errors import EngineRefusedError
+from server.runner import library
+from server.runner.batching import Batching, Chunk, Drop, Effect, Limits, Share, Slide
+from server.runner.chain import Candidates
+from server.runner.generation import Generation
+from server.runner.inbox import Arrival, Inbox, Item
+from server.runner.library import Engine
+from server.runner.pace import Pace
+from server.runner.protocol import Row, Step
+from server.runner.sampler import Sampler
+
+
+class Loop:
+    """All requests of one runner.
+
+    Attributes:
+        steps: decode steps so far.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        slots: int,
+        inbox: Inbox,
+        send: Callable[[Step], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``send`` is called once per step, in this thread."""
+        shape = engine.shape
+        self.steps = 0
+        self._engine = engine
+        self._inbox = inbox
+        self._send = send
+        self._clock = clock
+        self._pace = Pace(shape.batch_tokens)
+        self._candidates = Candidates(shape.vocabulary_size)
+        self._forbidden = np.array(engine.vocabulary.control_tokens(), np.int64)
+        self._arrivals: dict[int, Arrival] = {}
+        self._generations: dict[int, Generation] = {}
+        self._suspects: list[int] = []
+        self._shrink = 0
+        self._batching = Batching(
+            Limits(
+                slots=slots,
+                cells=shape.cells,
+                context_tokens=shape.context_tokens,
+                sequences=shape.sequences,
+                batch_tokens=shape.batch_tokens,
+                divisible=shape.divisible,
+                can_slide=shape.can_shift,
+            )
+        )
+
+    def run(self) -> None:
+        """Step until the inbox is closed."""
+        while (items := self._inbox.take(wait=not self._has_work())) is not None:
+            rows = [row for item in items for row in self._obey(item)]
+            self._apply(self._batching.admit(self._engine.can_resume))
+            self._greet()
+            computed = self._compute()
+            if computed is not None:
+                self.steps += 1
+                rows += computed
+            if rows or computed is not None:
+                self._send(Step(n=self.steps, rows=tuple(rows)))
+
+    def close(self) -> None:
+        """Free what the requests hold."""
+        for generation in self._generations.values():
+            generation.close()
+        for arrival in self._arrivals.values():
+            if arrival.grammar is not None:
+                arrival.grammar.close()
+
+    def _has_work(self) -> bool:
+        return bool(self._batching.running or self._batching.waiting)
+
+    def _obey(self, item: Item) -> Iterable[Row]:
+        if isinstance(item, Arrival):
+            self._arrivals[item.work.id] = item
+            self._batching.submit(item.work)
+            return ()
+        if item.id in self._generations:
+            row = self._generations[item.id].end("cancelled")
+            self._dismiss(item.id)
+            return (row,)
+        if (arrival := self._arrivals.pop(item.id, None)) is not None:
+            self._apply(self._batching.finish(item.id))
+            if arrival.grammar is not None:
+                arrival.grammar.close()
+            prompt = arrival.work.prompt
+            return (
+                Row(id=item.id, done="cancelled", prompt_tokens=len(prompt), prompt_ids=prompt),
+            )
+        return ()
+
+    def _greet(self) -> None:
+        """Make a generation for every request that has just got a sequence."""
+        for request, run in self._batching.running.items():
+            if request in self._generations:
+                continue
+            arrival = self._arrivals.pop(request)
+            shape = self._engine.shape
+            generation = Generation(
+                request=request,
+                prompt=arrival.work.prompt,
+                most_tokens=arrival.work.most_tokens,
+                stops=arrival.sampling.stop,
+                top_logprobs=arrival.top_logprobs,
+                sampler=Sampler(
+                    arrival.sampling,
+                    candidates=self._candidates,
+                    vocabulary_size=shape.vocabulary_size,
+                    context_tokens=shape.context_tokens,
+                    prompt=arrival.work.prompt,
+                    grammar=arrival.grammar,
+                    forbidden=self._forbidden,
+                ),
+                pieces=self._engine.vocabulary,
+                clock=self._clock,
+            )
+            generation.admitted(run.cached)
+            self._generations[request] = generation
+
+    def _compute(self) -> list[Row] | None:
+        """Decode one batch and sample from it; ``None`` if there was nothing to compute."""
+        chunks = self._next_chunks()
+        if not chunks:
+            return None
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        requests = frozenset(chunk.id for chunk in chunks)
+        if not self._inbox.begin(requests, self._pace.expect(tokens)):
+            return None
+        batch = self._engine.batch
+        batch.clear()
+        for chunk in chunks:
+            batch.add(
+                chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.output
+            )
+        begin_s = self._clock()
+        answer = self._engine.decode()
+        self._inbox.end()
+        if answer == library.OK:
+            self._pace.measure(tokens, self._clock() - begin_s)
+            self._shrink = 0
+            del self._suspects[:1]
+            return self._sample(chunks)
+        if answer == library.NO_ROOM:
+            return self._make_room(chunks)
+        self._resynchronise(chunks)
+        return [] if answer == library.ABORTED else self._isolate(chunks, answer)
+
+    def _next_chunks(self) -> tuple[Chunk, ...]:
+        budget = max(self._pace.budget(len(self._batching.running)) >> self._shrink, 1)
+        chunks = self._batching.plan(budget)
+        while self._suspects:
+            alone = tuple(chunk for chunk in chunks if chunk.id == self._suspects[0])
+            if alone:
+                return alone
+            del self._suspects[0]
+        return chunks
+
+    def _sample(self, chunks: tuple[Chunk, ...]) -> list[Row]:
+        rows = []
+        outputs = 0
+        for chunk in chunks:
+            self._batching.advance(chunk)
+            if chunk.output:
+                rows.append(self._sample_one(chunk.id, outputs))
+                outputs += 1
+        return rows
+
+    def _sample_one(self, request: int, output: int) -> Row:
+        generation = self._generations[request]
+        try:
+            token, row = generation.step(self._engine.logits(output))
+        except EngineRefusedError as refusal:
+            return self._fault(request, str(refusal))
+        if generation.done is None:
+            effects = self._batching.append(request, token)
+            if effects is None:
+                row = generation.end("length", last=row)
+            else:
+                self._apply(effects)
+        if generation.done is not None:
+            self._dismiss(request)
+        return row
+
+    def _make_room(self, chunks: tuple[Chunk, ...]) -> list[Row]:
+        """The cache had no cells, and nothing changed: give up idle ones, go slower, wait."""
+        if effects := self._batching.evict():
+            self._apply(effects)
+        elif sum(len(chunk.tokens) for chunk in chunks) > len(chunks):
+            self._shrink += 1
+        elif effects := self._batching.preempt():
+            self._apply(effects)
+        else:
+            return [self._fault(chunks[0].id, "the KV cache has no room for this request")]
+        return []
+
+    def _isolate(self, chunks: tuple[Chunk, ...], answer: int) -> list[Row]:
+        """The engine failed: find out for whom by computing each request alone."""
+        if len(chunks) > 1:
+            self._suspects = [chunk.id for chunk in chunks]
+            return []
+        del self._suspects[:1]
+        return [self._fault(chunks[0].id, f"the engine failed to compute this request ({answer})")]
+
+    def _resynchronise(self, chunks: tuple[Chunk, ...]) -> None:
+        """After a decode that did not finish, believe the cache."""
+        for chunk in chunks:
+            known = self._engine.last_position(chunk.sequence) + 1
+            self._apply(self._batching.rewind(chunk.id, known))
+
+    def _fault(self, request: int, message: str) -> Row:
+        self._dismiss(request, keep=False)
+        return Row(id=request, fault=message.encode("utf-8", "replace").decode())
+
+    def _dismiss(self, request: int, *, keep: bool = True) -> None:
+        self._generations.pop(request).close()
+        self._apply(self._batching.finish(request, keep=keep))
+
+    def _apply(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Drop(sequence, start):
+                    if not self._engine.remove(sequence, start):
+                        raise RuntimeError(f"sequence {sequence} cannot be cut at {start}")
+                case Share(source, target, end):
+                    self._engine.share(source, target, end)
+                case Slide(sequence, start, end):
+                    self._engine.slide(sequence, start, end)

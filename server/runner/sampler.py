@@ -1,0 +1,120 @@
+"""One request's sampler: options, seed, grammar, and the penalties' memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from server.chat import SamplingOptions
+from server.errors import EngineRefusedError
+from server.runner import sampling
+from server.runner.chain import Candidates, Chain, Grammar
+
+Row = npt.NDArray[np.float32]
+
+
+class Sampler:
+    """Chooses one token after another for one request."""
+
+    def __init__(
+        self,
+        options: SamplingOptions,
+        *,
+        candidates: Candidates,
+        vocabulary_size: int,
+        context_tokens: int,
+        prompt: Sequence[int],
+        grammar: Grammar | None = None,
+        forbidden: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Make the chain and show it the end of the prompt.
+
+        Args:
+            options: how tokens are chosen; `sampling.check_options` has passed them.
+            candidates: working memory, shared by all samplers of the decode thread.
+            vocabulary_size: tokens there are.
+            context_tokens: most tokens a penalty may look back.
+            prompt: token ids before the answer.
+            grammar: what may be said; freed with the sampler.
+            forbidden: tokens a grammar would take for text although they are none.
+        """
+        self._options = options
+        self._size = vocabulary_size
+        self._candidates = candidates
+        self._grammar = grammar
+        self._forbidden = np.empty(0, np.int64) if forbidden is None else forbidden
+        self._banned = frozenset(self._forbidden.tolist())
+        self._biased = tuple(token for token, _bias in options.logit_bias)
+        last = sampling.last_tokens(options, context_tokens=context_tokens)
+        self._recent: deque[int] = deque(maxlen=last if sampling.is_penalizing(options) else 0)
+        self._chain = Chain(
+            sampling.chain(
+                options,
+                seed=sampling.draw_seed(options.seed),
+                vocabulary_size=vocabulary_size,
+                context_tokens=context_tokens,
+            ),
+            bias=sampling.merged_bias(options),
+        )
+        for token in prompt[-last:] if self._recent.maxlen else ():
+            self._remember(token)
+
+    def sample(self, row: Row) -> int:
+        """The next token, given its logits: float32[n_vocab].
+
+        Raises:
+            EngineRefusedError: the model gave no usable logits, or the grammar allows nothing.
+        """
+        token = self._choose(row)
+        if self._grammar is not None:
+            if token in self._banned or not self._grammar.allows(token):
+                token = self._choose_restricted(row, self._grammar)
+            self._grammar.accept(token)
+        self._remember(token)
+        return token
+
+    def close(self) -> None:
+        """Free what the engine holds for this request."""
+        self._chain.close()
+        if self._grammar is not None:
+            self._grammar.close()
+
+    def _choose(self, row: Row) -> int:
+        if not np.isfinite(row.max()):
+            raise EngineRefusedError("the model computed no usable probabilities")
+        changed = {*self._recent, *self._biased}
+        if not changed and sampling.is_greedy(self._options):
+            return int(row.argmax())
+        needed = sampling.candidates_needed(self._options, len(changed), vocabulary_size=self._size)
+        if needed is None:
+            self._candidates.fill(row)
+        else:
+            ids = sampling.likeliest(row, needed)
+            if changed:
+                ids = np.union1d(ids, np.fromiter(changed, np.int64, len(changed)))
+            self._candidates.fill(row[ids], ids)
+        return self._checked(self._chain.choose(self._candidates))
+
+    def _choose_restricted(self, row: Row, grammar: Grammar) -> int:
+        self._candidates.fill(row)
+        self._candidates.forbid(self._forbidden)
+        grammar.restrict(self._candidates)
+        if not self._candidates.any_possible():
+            raise EngineRefusedError("the grammar allows no token of this model here")
+        token = self._checked(self._chain.choose(self._candidates))
+        # Never tell the grammar a token it has not allowed: it would end the process.
+        if token in self._banned or not grammar.allows(token):
+            raise EngineRefusedError("the grammar allows no token of this model here")
+        return token
+
+    def _checked(self, token: int) -> int:
+        if not 0 <= token < self._size:
+            raise EngineRefusedError("the sampler chose no token")
+        return token
+
+    def _remember(self, token: int) -> None:
+        self._chain.accept(token)
+        self._recent.append(token)

@@ -1,0 +1,223 @@
+"""The runner's conversation: load the model, then take commands while the decode thread works.
+
+Two threads. The main thread loads and decodes; it alone calls the engine's context. The I/O
+thread reads commands, tokenizes prompts, parses grammars, answers what needs no decoding, and
+notices that the server has hung up.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
+from server.runner import protocol
+from server.runner.batching import Work
+from server.runner.chain import Grammar
+from server.runner.grammar import gbnf
+from server.runner.inbox import Arrival, Inbox
+from server.runner.library import Engine
+from server.runner.loop import Loop
+from server.runner.sampling import check_options
+from server.runner.window import fit_prompt, kept_tokens, longest_answer
+
+HANG_UP_S = 1.0
+"""How long the main thread may take to end after the server hung up. Why: a running step can be
+aborted on a CPU, but not on a GPU."""
+
+READER_STACK_BYTES = 64 << 20
+"""Stack of the I/O thread. Why: some pre-tokenizers match long words recursively."""
+
+PROGRESS_STEP = 0.01
+"""Progress is reported in hundredths."""
+
+
+class Service:
+    """One conversation over one socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._sending = threading.Lock()
+        self._loads: queue.SimpleQueue[protocol.Load | None] = queue.SimpleQueue()
+        self._ready = threading.Event()
+        self._gone = threading.Event()
+        self._failed = False
+        self._engine: Engine | None = None
+        self._inbox: Inbox | None = None
+        self._loop: Loop | None = None
+
+    def run(self) -> int:
+        """Converse until the server hangs up; returns the exit code."""
+        threading.stack_size(READER_STACK_BYTES)
+        threading.Thread(target=self._read, name="io", daemon=True).start()
+        load = self._loads.get()
+        if load is None:
+            return int(self._failed)
+        begin_s = time.monotonic()
+        try:
+            engine = self._load(load)
+        except LoadFailedError as failure:
+            if self._gone.is_set():
+                return int(self._failed)
+            self._send(protocol.Failed(message=_sendable(str(failure))))
+            return 1
+        try:
+            self._converse(engine, load, time.monotonic() - begin_s)
+        finally:
+            engine.close()
+        return int(self._failed)
+
+    def _load(self, load: protocol.Load) -> Engine:
+        reported = 0.0
+
+        def on_progress(fraction: float) -> bool:
+            nonlocal reported
+            if fraction >= reported + PROGRESS_STEP:
+                reported = fraction
+                self._send(protocol.Progress(fraction=fraction))
+            return not self._gone.is_set()
+
+        return Engine(
+            model_path=Path(load.model_path),
+            settings=load.settings,
+            adapters=load.adapters,
+            on_progress=on_progress,
+        )
+
+    def _converse(self, engine: Engine, load: protocol.Load, load_s: float) -> None:
+        inbox = Inbox(engine.abort, engine.rearm)
+        loop = Loop(engine, slots=load.settings.slots, inbox=inbox, send=self._send)
+        self._engine, self._inbox, self._loop = engine, inbox, loop
+        self._ready.set()
+        if self._gone.is_set():
+            return
+        self._send(
+            protocol.Ready(
+                num_ctx=engine.shape.context_tokens,
+                n_vocab=engine.shape.vocabulary_size,
+                memory=engine.memory,
+                system_info=engine.system_info,
+                load_s=load_s,
+            )
+        )
+        try:
+            loop.run()
+        finally:
+            loop.close()
+
+    def _read(self) -> None:
+        """The I/O thread."""
+        try:
+            with self._socket.makefile("rb") as lines:
+                while line := lines.readline(protocol.MAX_LINE_BYTES + 1):
+                    if not line.endswith(b"\n"):
+                        break
+                    self._take(protocol.decode_command(line))
+        except OSError:
+            pass  # the server is gone; how does not matter
+        except Exception:  # noqa: BLE001 - the outermost edge of this thread
+            self._failed = True
+            traceback.print_exc()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._gone.set()
+        self._loads.put(None)
+        if self._inbox is not None:
+            self._inbox.close()
+        time.sleep(HANG_UP_S)
+        sys.stderr.flush()
+        os._exit(int(self._failed))
+
+    def _take(self, command: protocol.Command) -> None:
+        if isinstance(command, protocol.Load):
+            self._loads.put(command)
+            return
+        self._ready.wait()
+        engine, inbox = self._engine, self._inbox
+        if engine is None or inbox is None:
+            raise RunnerCrashedError("a command came before the model was ready")
+        match command:
+            case protocol.Generate():
+                self._take_generate(engine, inbox, command)
+            case protocol.Cancel():
+                inbox.cancel(command.id)
+            case protocol.Tokenize():
+                self._send(protocol.Tokens(id=command.id, tokens=_tokenize(engine, command)))
+            case protocol.Detokenize():
+                known = (t for t in command.tokens if 0 <= t < engine.shape.vocabulary_size)
+                text = engine.vocabulary.detokenize(known)
+                self._send(protocol.Text(id=command.id, text=text))
+
+    def _take_generate(self, engine: Engine, inbox: Inbox, command: protocol.Generate) -> None:
+        try:
+            arrival = prepare(engine, command)
+        except EngineRefusedError as refusal:
+            steps = self._loop.steps if self._loop is not None else 0
+            row = protocol.Row(id=command.id, fault=_sendable(str(refusal)))
+            self._send(protocol.Step(n=steps, rows=(row,)))
+        else:
+            inbox.put(arrival)
+
+    def _send(self, event: protocol.Event) -> None:
+        try:
+            with self._sending:
+                self._socket.sendall(protocol.encode(event))
+        except OSError:
+            self._gone.set()
+            if self._inbox is not None:
+                self._inbox.close()
+
+
+def prepare(engine: Engine, command: protocol.Generate) -> Arrival:
+    """Everything a request needs that can be done beside the decode thread.
+
+    Raises:
+        EngineRefusedError: an option, the prompt or the grammar is not accepted.
+    """
+    shape, vocabulary, sampling = engine.shape, engine.vocabulary, command.sampling
+    check_options(sampling, vocabulary_size=shape.vocabulary_size)
+    if command.tokens:
+        vocabulary.check(command.tokens)
+        tokens = vocabulary.with_bos(command.tokens) if command.add_bos else command.tokens
+    else:
+        tokens = vocabulary.prompt(command.prompt, add_bos=command.add_bos)
+    keep = kept_tokens(
+        sampling.num_keep,
+        context_tokens=shape.context_tokens,
+        prompt_tokens=len(tokens),
+        bos=tokens[:1] == (vocabulary.bos,),
+    )
+    prompt = fit_prompt(
+        tokens, context_tokens=shape.context_tokens, keep=keep, truncate=command.truncate
+    )
+    work = Work(
+        id=command.id,
+        prompt=prompt,
+        most_tokens=longest_answer(sampling.num_predict, context_tokens=shape.context_tokens),
+        keep=keep,
+        slide=command.shift,
+    )
+    grammar = None
+    if command.grammar is not None:
+        grammar = Grammar(vocabulary, gbnf(command.grammar))
+    return Arrival(work=work, sampling=sampling, top_logprobs=command.top_logprobs, grammar=grammar)
+
+
+def _tokenize(engine: Engine, command: protocol.Tokenize) -> tuple[int, ...]:
+    vocabulary = engine.vocabulary
+    if command.parse_special:
+        return vocabulary.prompt(command.text, add_bos=command.add_bos)
+    tokens = vocabulary.tokenize(command.text, special=False)
+    return vocabulary.with_bos(tokens) if command.add_bos else tokens
+
+
+def _sendable(text: str) -> str:
+    """The text without the lone surrogates that JSON can bring in and UTF-8 cannot carry."""
+    return text.encode("utf-8", "replace").decode()
