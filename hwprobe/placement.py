@@ -6,8 +6,8 @@ The objective is lexicographic, so every choice can be explained:
  3. quality: the candidate that is preferred, then the one with more bits per weight, then the
     more precise cache;
  4. context up to the target, then slots, then larger batches, then repacked weights.
-A floor that no candidate reaches is given up, GPUs before context, and the reasons say so. What the user
-wished for is never changed: it is met, or the answer is a refusal with what would help.
+A floor that no candidate reaches is given up, GPUs before context, and the reasons say so.
+What the user wished for is never changed: it is met, or refused with what would help.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hwprobe.search import (
     target_ctx,
 )
 from hwprobe.settings import EngineSettings
-from hwprobe.verdict import Candidate, Placement, Rejection, Wish, pool_words
+from hwprobe.verdict import Candidate, Placement, Rejection, Wish
 
 __all__ = ["Candidate", "Placement", "Rejection", "Wish", "place"]
 
@@ -67,7 +67,7 @@ def place(
                 rejected[candidate.variant] = search.rejection(candidate, floors)
     nearest = min(rejected.values(), key=lambda one: (one.shortfall_bytes, one.variant))
     raise DoesNotFitError(
-        f"no variant fits this machine: {nearest}",
+        f"no variant fits this machine: {nearest.shortage}",
         hint=nearest.remedy,
         rejected=tuple(rejected.values()),
     )
@@ -114,9 +114,6 @@ def _reasons(
     need: MemoryEstimate,
     floors: Floors,
 ) -> Iterator[str]:
-    for pool in need.pools:
-        used, budget = need.total_bytes(pool), search.budgets.get(pool, 0)
-        yield f"{Bytes(used)} of {Bytes(budget)} usable {pool_words(pool)}"
     yield _context_reason(search.wish, profile, settings, floors)
     if settings.slots < DEFAULT_SLOTS and search.wish.slots is None and profile.causal:
         yield f"slots: {settings.slots}; memory for more is missing"

@@ -54,6 +54,7 @@ class Search:
         self.repacked = repacked_types(machine.cpu)
 
     def floor_levels(self) -> Iterator[Floors]:
+        """Everything insisted on first; the last level insists on nothing."""
         auto_gpu = self.wish.num_gpu is None or self.wish.num_gpu < 0
         places = (True, False) if self.gpus and auto_gpu else (False,)
         for full_ctx in (True, False):
@@ -74,6 +75,7 @@ class Search:
         return None
 
     def kv_types(self, profile: ModelProfile) -> tuple[KvType, ...]:
+        """Cache types to try, the best first: the wish, or those that cost no quality."""
         if self.wish.kv_type is not None:
             return (self.wish.kv_type,)
         return tuple(kind for kind in cache_types(profile) if kind != "q4_0")
@@ -210,6 +212,7 @@ class Search:
     def remedy(
         self, profile: ModelProfile, least: EngineSettings, short_bytes: int, pool: str
     ) -> str:
+        """What would make ``least`` fit."""
         anything = Floors(full_ctx=False, all_on_gpus=False, is_last=True)
         smallest = replace(least, num_ctx=CONTEXT_PADDING_TOKENS)
         if least.num_ctx > smallest.num_ctx and self.fit(profile, smallest, anything) is not None:

@@ -74,13 +74,18 @@ class Rejection:
         """What is missing."""
         return self.need_bytes - self.budget_bytes
 
-    def __str__(self) -> str:
-        """One line for a person."""
+    @property
+    def shortage(self) -> str:
+        """What is missing where, in one line without the remedy."""
         return (
             f"{self.variant} at {self.settings.num_ctx} tokens needs {Bytes(self.need_bytes)} of "
             f"{pool_words(self.pool)}, {Bytes(self.budget_bytes)} usable, "
-            f"{Bytes(self.shortfall_bytes)} short; {self.remedy}"
+            f"{Bytes(self.shortfall_bytes)} short"
         )
+
+    def __str__(self) -> str:
+        """The shortage and the remedy, in one line."""
+        return f"{self.shortage}; {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,165 @@
+"""``satchel-probe``: what this machine is, and what fits on it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import typer
+
+from hwprobe.engine import dry_run, engine_info
+from hwprobe.errors import DoesNotFitError, EngineCheckError, GgufError, ProbeError
+from hwprobe.fit import candidates_at
+from hwprobe.gguf import model_profile, read_header
+from hwprobe.inventory import take_inventory
+from hwprobe.machine import Machine
+from hwprobe.placement import place
+from hwprobe.report import (
+    machine_from_json,
+    machine_lines,
+    machine_to_json,
+    placement_lines,
+    placement_to_json,
+    rejection_to_json,
+)
+from hwprobe.settings import KvType
+from hwprobe.verdict import Wish
+
+EXIT_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_DOES_NOT_FIT, EXIT_INTERRUPTED = 1, 2, 10, 14, 130
+MAX_SITE_REPORT_BYTES = 1 << 20
+
+app = typer.Typer(
+    help="Measure this machine and a model, and decide what fits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def _reported(command: _F) -> _F:
+    """Turn this package's errors into one line, a hint and an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except ProbeError as error:
+            print(f"satchel-probe: error: {error}", file=sys.stderr)
+            if error.hint:
+                print(f"satchel-probe: hint: {error.hint}", file=sys.stderr)
+            raise typer.Exit(_exit_code(error)) from None
+        except OSError as error:
+            print(f"satchel-probe: error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_FAILED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return wrapped  # type: ignore[return-value]  # functools.wraps keeps the signature for typer
+
+
+@app.command()
+@_reported
+def report(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a site report.")] = False,
+    models: Annotated[
+        Path, typer.Option(help="Where models are kept, for the free room of its disk.")
+    ] = Path("/var/lib/satchel"),
+) -> None:
+    """Show what this machine is.
+
+    With --json the output is a site report, which satchel-bundle pack --for and satchel-probe
+    fit --for read on another machine.
+    """
+    machine, engine = _asked_machine(models)
+    if as_json:
+        print(json.dumps(machine_to_json(machine), indent=1))
+        return
+    print("\n".join(machine_lines(machine, engine=engine)))
+
+
+@app.command()
+@_reported
+def fit(
+    path: Annotated[Path, typer.Argument(help="A GGUF file, a directory of them, or a bundle.")],
+    *,
+    ctx: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Requests at the same time.")] = None,
+    kv: Annotated[str | None, typer.Option(help="Cache type: f16, q8_0 or q4_0.")] = None,
+    num_gpu: Annotated[int | None, typer.Option(help="Layers on GPUs; -1: all that fit.")] = None,
+    site: Annotated[
+        Path | None, typer.Option("--for", help="Site report of the machine to decide for.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Let the engine compute the memory (GGUF file only).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which variant fits, with which settings, and why.
+
+    Exits with 14 when nothing fits.
+    """
+    if kv is not None and kv not in get_args(KvType):
+        raise typer.BadParameter(f"expected one of {', '.join(get_args(KvType))}, found {kv!r}")
+    wish = Wish(num_ctx=ctx, slots=slots, kv_type=kv, num_gpu=num_gpu)  # type: ignore[arg-type]
+    candidates = candidates_at(path)
+    machine = _site(site) if site else _asked_machine(path, only_for_gpus=True)[0]
+    try:
+        placement = place(machine, candidates, wish)
+    except DoesNotFitError as error:
+        if as_json:
+            rejected = [rejection_to_json(one) for one in error.rejected]
+            print(json.dumps({"fits": False, "rejected": rejected}, indent=1))
+        raise
+    if measure and path.is_file():
+        profile = model_profile(read_header(path))
+        placement = replace(placement, estimate=dry_run(path, profile, placement.settings))
+    if as_json:
+        print(json.dumps({"fits": True, **placement_to_json(placement)}, indent=1))
+        return
+    print("\n".join(placement_lines(placement, machine)))
+
+
+def _asked_machine(disk_path: Path, *, only_for_gpus: bool = False) -> tuple[Machine, str]:
+    """This machine, with what the engine says about GPUs, and a line about the engine."""
+    machine = take_inventory(disk_path=disk_path.absolute())
+    if only_for_gpus and not machine.gpus:
+        return machine, ""
+    try:
+        info = engine_info()
+    except EngineCheckError as error:
+        return machine, f"cannot be asked: {error}"
+    devices = ", ".join(f"{name} ({text})" for name, text in info.devices)
+    line = f"llama-cpp-python {info.version}; devices: {devices}"
+    return replace(machine, engine_offload=info.gpu_offload), line
+
+
+def _site(path: Path) -> Machine:
+    with path.open("rb") as file:
+        data = file.read(MAX_SITE_REPORT_BYTES + 1)
+    if len(data) > MAX_SITE_REPORT_BYTES:
+        raise ProbeError(f"{path}: a site report has at most {MAX_SITE_REPORT_BYTES} bytes")
+    try:
+        return machine_from_json(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise ProbeError(f"{path}: no JSON: {error}") from error
+
+
+def _exit_code(error: ProbeError) -> int:
+    match error:
+        case DoesNotFitError():
+            return EXIT_DOES_NOT_FIT
+        case GgufError():
+            return EXIT_MALFORMED
+        case _:
+            return EXIT_FAILED
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="satchel-probe")

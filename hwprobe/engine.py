@@ -1,0 +1,378 @@
+"""Ask the engine, in a child process, what a model takes and whether it works here.
+
+The parent never loads the engine. A crash, a signal or a hang of the child is an answer: the
+configuration does not work on this machine, and a safer one is tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from hwprobe.errors import EngineCheckError
+from hwprobe.estimate import MemoryEstimate, estimate, with_measured
+from hwprobe.profile import ModelProfile
+from hwprobe.settings import EngineSettings
+
+MAX_ANSWER_BYTES: Final = 8 << 20
+"""Why: one measured configuration takes about 200 bytes of JSON."""
+STDERR_TAIL_BYTES: Final = 4096
+MEASURE_TIMEOUT_S: Final = 60.0
+"""Why: reading a tokenizer takes up to 1.3 s, a configuration 5 to 40 ms; slow media ten times."""
+SELF_TEST_TIMEOUT_S: Final = 300.0
+"""Why: a 40 GiB model read at 200 MB/s takes 200 s, then 66 tokens on a small board."""
+SAFE_UBATCH_TOKENS: Final = 128
+_LASTING_CRASHES: Final = ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """The engine of this installation.
+
+    Attributes:
+        version: of its bindings.
+        system_info: its own line about the build and the processor.
+        gpu_offload: it has a GPU device on this machine.
+        devices: name and description of each device.
+    """
+
+    version: str
+    system_info: str
+    gpu_offload: bool
+    devices: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineVerdict:
+    """Whether the engine works with one model and one set of settings.
+
+    Attributes:
+        ok: it decoded a batch and single tokens into finite numbers.
+        crashed_by: signal name such as ``SIGSEGV``, ``timeout`` or ``exit 1``; empty when the
+            child ended by itself.
+        message: one line for a person; empty when ``ok``.
+        memory: bytes per buffer type as the engine accounts for them.
+    """
+
+    ok: bool
+    crashed_by: str = ""
+    message: str = ""
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedSettings:
+    """Settings the engine is known to work with here.
+
+    Attributes:
+        settings: the first that passed.
+        verdict: of these settings.
+        refused: one line per configuration that did not pass, for the operator.
+    """
+
+    settings: EngineSettings
+    verdict: EngineVerdict
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a child process ended without an answer."""
+
+    crashed_by: str
+    message: str
+
+
+def engine_info(*, timeout_s: float = MEASURE_TIMEOUT_S) -> EngineInfo:
+    """Ask the engine about itself.
+
+    Raises:
+        EngineCheckError: it could not be loaded.
+    """
+    answer = _asked({"mode": "info"}, timeout_s)
+    return EngineInfo(
+        version=str(answer["version"]),
+        system_info=str(answer["system_info"]),
+        gpu_offload=bool(answer["gpu_offload"]),
+        devices=tuple((str(name), str(text)) for name, text in answer["devices"]),
+    )
+
+
+def dry_run(
+    model_path: Path,
+    profile: ModelProfile,
+    settings: EngineSettings,
+    *,
+    timeout_s: float = MEASURE_TIMEOUT_S,
+) -> MemoryEstimate:
+    """The memory the engine itself computes for a load, without loading the weights.
+
+    Raises:
+        EngineCheckError: the engine crashed, hung or refused the model or the settings.
+    """
+    (measured,) = dry_runs(model_path, profile, [settings], timeout_s=timeout_s)
+    return measured
+
+
+def dry_runs(
+    model_path: Path,
+    profile: ModelProfile,
+    settings: Sequence[EngineSettings],
+    *,
+    timeout_s: float = MEASURE_TIMEOUT_S,
+) -> tuple[MemoryEstimate, ...]:
+    """`dry_run` for several settings at the price of one start.
+
+    Raises:
+        EngineCheckError: as `dry_run`, for any of them.
+    """
+    answer = _asked(
+        {
+            "mode": "breakdown",
+            "model_path": str(model_path),
+            "settings": [asdict(one) for one in settings],
+        },
+        timeout_s,
+    )
+    estimates = []
+    for one, result in zip(settings, answer["results"], strict=True):
+        if not result["ok"]:
+            raise EngineCheckError(str(result["message"]))
+        estimates.append(with_measured(estimate(profile, one), result["buffers"]))
+    return tuple(estimates)
+
+
+def self_test(
+    model_path: Path, settings: EngineSettings, *, timeout_s: float = SELF_TEST_TIMEOUT_S
+) -> EngineVerdict:
+    """Load the model for real in a child process and decode a few tokens.
+
+    Never raises for what the engine does; a crash is a verdict.
+    """
+    ended = _child(
+        {"mode": "self_test", "model_path": str(model_path), "settings": asdict(settings)},
+        timeout_s,
+    )
+    if isinstance(ended, _Ended):
+        return EngineVerdict(ok=False, crashed_by=ended.crashed_by, message=ended.message)
+    if not ended["ok"]:
+        return EngineVerdict(ok=False, message=str(ended["message"]))
+    memory = {
+        str(name): int(buffer["weights"]) + int(buffer["context"]) + int(buffer["compute"])
+        for name, buffer in ended["buffers"].items()
+    }
+    return EngineVerdict(ok=True, memory=memory)
+
+
+def safe_settings(settings: EngineSettings) -> EngineSettings:
+    """The settings least likely to hit a broken code path, for the same context and slots.
+
+    No repacked layouts, no GPU, one thread, small batches, the file mapped; fused attention only
+    where a quantized cache needs it.
+    """
+    return replace(
+        settings,
+        repack=False,
+        use_mmap=True,
+        threads=1,
+        num_gpu=0,
+        tensor_split=(),
+        num_ubatch=min(settings.num_ubatch, SAFE_UBATCH_TOKENS),
+        flash_attention=settings.kv_type != "f16",
+    )
+
+
+def fallbacks(settings: EngineSettings) -> tuple[EngineSettings, ...]:
+    """``settings``, then ever safer ones, each different from the one before."""
+    ladder = (settings, replace(settings, repack=False), safe_settings(settings))
+    return tuple(dict.fromkeys(ladder))
+
+
+def checked_settings(
+    model_path: Path,
+    profile: ModelProfile,
+    settings: EngineSettings,
+    *,
+    records: EngineRecords | None = None,
+    timeout_s: float = SELF_TEST_TIMEOUT_S,
+) -> CheckedSettings:
+    """Test ``settings`` before they are served; fall back to safer ones when they fail.
+
+    Verdicts are taken from ``records`` and kept there.
+
+    Raises:
+        EngineCheckError: not even the safe settings work.
+    """
+    refused: list[str] = []
+    for one in fallbacks(settings):
+        verdict = records.get(profile, one) if records else None
+        if verdict is None:
+            verdict = self_test(model_path, one, timeout_s=timeout_s)
+            if records:
+                records.put(profile, one, verdict)
+        if verdict.ok:
+            return CheckedSettings(settings=one, verdict=verdict, refused=tuple(refused))
+        refused.append(_refusal(one, verdict))
+    raise EngineCheckError(
+        f"the engine cannot run this model here: {refused[-1]}",
+        hint="the file may be damaged or of a kind this engine does not know",
+    )
+
+
+class EngineRecords:
+    """Verdicts on disk, one JSON file each; written atomically, damage reads as absence.
+
+    A verdict holds for one build of the engine, one machine, one kind of model and one set of
+    settings; context and slots do not change which code runs and are left out.
+    """
+
+    def __init__(self, directory: Path, *, build_id: str, machine_id: str = "") -> None:
+        self._directory = directory
+        self._identity = (build_id, machine_id)
+
+    def get(self, profile: ModelProfile, settings: EngineSettings) -> EngineVerdict | None:
+        """The verdict kept for this configuration, or ``None``."""
+        try:
+            record = json.loads(self._path(profile, settings).read_bytes())
+            return EngineVerdict(
+                ok=record["ok"] is True,
+                crashed_by=str(record["crashed_by"]),
+                message=str(record["message"]),
+                memory={str(name): int(size) for name, size in record["memory"].items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def put(self, profile: ModelProfile, settings: EngineSettings, verdict: EngineVerdict) -> None:
+        """Keep a verdict; one that cannot be kept is asked for again.
+
+        Only a success or a crash is kept. A timeout, a kill for memory or a file the engine
+        refuses says nothing about the configuration.
+        """
+        if not (verdict.ok or verdict.crashed_by in _LASTING_CRASHES):
+            return
+        path = self._path(profile, settings)
+        record = {**asdict(verdict), "configuration": self._configuration(profile, settings)}
+        temporary = None
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                temporary = Path(file.name)
+                file.write(json.dumps(record, indent=1, sort_keys=True).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+    def _configuration(self, profile: ModelProfile, settings: EngineSettings) -> dict[str, Any]:
+        kept = {**asdict(settings), "num_ctx": 0, "slots": 0}
+        return {
+            "build": self._identity[0],
+            "machine": self._identity[1],
+            "architecture": profile.architecture,
+            "quantization": profile.quantization,
+            "settings": kept,
+        }
+
+    def _path(self, profile: ModelProfile, settings: EngineSettings) -> Path:
+        text = json.dumps(self._configuration(profile, settings), sort_keys=True)
+        return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+@cache
+def engine_build_id() -> str:
+    """A digest of the engine's libraries, without loading them; empty when it is missing."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    digest = hashlib.sha256()
+    for library in sorted(Path(spec.submodule_search_locations[0]).glob("lib/lib*.so")):
+        digest.update(library.name.encode())
+        with library.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _refusal(settings: EngineSettings, verdict: EngineVerdict) -> str:
+    how = "repacked weights" if settings.repack else "plain weights"
+    where = f"{settings.num_gpu} GPU layers" if settings.num_gpu else "CPU"
+    end = f" ({verdict.crashed_by})" if verdict.crashed_by else ""
+    return f"{how}, {where}, {settings.threads} thread(s): {verdict.message}{end}"
+
+
+def _asked(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    ended = _child(request, timeout_s)
+    if isinstance(ended, _Ended):
+        raise EngineCheckError(f"{ended.message} ({ended.crashed_by})")
+    if not ended["ok"]:
+        raise EngineCheckError(str(ended["message"]))
+    return ended
+
+
+def _child(request: dict[str, Any], timeout_s: float) -> dict[str, Any] | _Ended:
+    """Start the child, hand it the request, wait for its answer or its end."""
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "hwprobe.dryrun"],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            child.communicate(json.dumps(request).encode(), timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return _Ended("timeout", f"the engine gave no answer within {timeout_s:g} s")
+        finally:
+            _end(child)
+        stdout.seek(0)
+        answer = stdout.read(MAX_ANSWER_BYTES)
+        if child.returncode == 0:
+            return _parsed(answer)
+        size = stderr.seek(0, os.SEEK_END)
+        stderr.seek(max(0, size - STDERR_TAIL_BYTES))
+        return _crash(child.returncode, stderr.read().decode(errors="replace"))
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child's process group if it still runs, and reap it."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+    if child.stdin is not None:
+        child.stdin.close()
+    child.wait()
+
+
+def _parsed(answer: bytes) -> dict[str, Any] | _Ended:
+    try:
+        parsed = json.loads(answer)
+    except ValueError:
+        return _Ended("no answer", "the engine's child process ended without an answer")
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("ok"), bool):
+        return _Ended("no answer", "the engine's child process gave no usable answer")
+    return parsed
+
+
+def _crash(status: int, stderr: str) -> _Ended:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = f": {lines[-1][:300]}" if lines else ""
+    if status > 0:
+        return _Ended(f"exit {status}", f"the engine's child process failed{last}")
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return _Ended(name, f"the engine crashed{last}")

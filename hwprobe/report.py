@@ -1,0 +1,221 @@
+"""Machines and placements as JSON and as a screen for a person. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+from hwprobe.budgets import host_reserve_bytes, pool_budgets
+from hwprobe.errors import ProbeError
+from hwprobe.estimate import HOST, MemoryEstimate
+from hwprobe.machine import Machine
+from hwprobe.quantity import Bytes
+from hwprobe.settings import EngineSettings
+from hwprobe.verdict import Placement, Rejection, pool_words
+
+SITE_REPORT_FORMAT: Final = "satchel-site/1"
+"""Marks a site report; raised when a field changes its meaning."""
+
+_LABEL_WIDTH: Final = 9
+_TEXT_WIDTH: Final = 89
+_NVIDIA: Final = {
+    "no_card": "no card",
+    "no_driver": "card without driver",
+    "driver_broken": "driver broken",
+    "usable": "usable",
+}
+
+
+def machine_to_json(machine: Machine) -> dict[str, Any]:
+    """The site report: every fact of the snapshot, under the names of its fields."""
+    record = asdict(machine)
+    assert isinstance(record, dict)
+    return {"format": SITE_REPORT_FORMAT, **record}
+
+
+def machine_from_json(record: object) -> Machine:
+    """The inverse of `machine_to_json`; unknown fields are ignored, missing ones are absent.
+
+    Raises:
+        ProbeError: this is no site report, or a field has another type.
+    """
+    if not isinstance(record, Mapping) or record.get("format") != SITE_REPORT_FORMAT:
+        raise ProbeError(
+            f"no site report: expected format {SITE_REPORT_FORMAT!r}",
+            hint="make one on the target with: satchel-probe report --json",
+        )
+    machine = _decoded(Machine, record, "machine")
+    assert isinstance(machine, Machine)
+    return machine
+
+
+def machine_lines(machine: Machine, *, engine: str = "") -> tuple[str, ...]:
+    """One screen about a machine; ``engine`` is a line about the engine, if it was asked."""
+    cpu, memory, disk = machine.cpu, machine.memory, machine.disk
+    kept = host_reserve_bytes(machine)
+    budget = pool_budgets(machine, {})[HOST]
+    quota = f", quota {cpu.quota:g}" if cpu.quota is not None else ""
+    return (
+        _line("Machine", _machine_words(machine)),
+        _line("CPU", f"{cpu.model or 'unknown'} ({cpu.architecture or 'unknown'})"),
+        _line(
+            "",
+            f"{cpu.allowed} of {cpu.online} processors allowed{quota}, {cpu.big_cores} big "
+            f"core(s), {cpu.decode_threads} thread(s) for decoding",
+        ),
+        *_labelled("", (" ".join(cpu.features) or "no known instruction sets",)),
+        _line(
+            "Memory",
+            f"{Bytes(memory.total_bytes)} installed, {Bytes(memory.available_bytes)} available, "
+            f"{Bytes(budget)} usable for models ({Bytes(kept)} kept free)",
+        ),
+        *_limit_lines(machine),
+        *_gpu_lines(machine),
+        *([_line("Engine", engine)] if engine else []),
+        _line(
+            "Disk",
+            f"{Bytes(disk.free_bytes)} free of {Bytes(disk.total_bytes)} at {disk.path}"
+            + (" (spinning)" if disk.rotational else ""),
+        ),
+    )
+
+
+def placement_to_json(placement: Placement) -> dict[str, Any]:
+    """A placement with its predicted memory, budgets, reasons and rejections."""
+    return {
+        "variant": placement.variant,
+        "settings": asdict(placement.settings),
+        "estimate": placement.estimate.to_json(),
+        "budgets": dict(placement.budgets),
+        "reasons": list(placement.reasons),
+        "rejected": [rejection_to_json(one) for one in placement.rejected],
+    }
+
+
+def rejection_to_json(rejection: Rejection) -> dict[str, Any]:
+    """A rejection with its shortfall."""
+    return {**asdict(rejection), "shortfall_bytes": rejection.shortfall_bytes}
+
+
+def placement_lines(placement: Placement, machine: Machine) -> tuple[str, ...]:
+    """One screen about a placement: machine, choice, sums that add up, reasons, refusals."""
+    return (
+        _line("Machine", _machine_words(machine)),
+        _line("Chosen", f"{placement.variant} · {settings_words(placement.settings)}"),
+        *_memory_lines(placement.estimate, placement.budgets),
+        *_labelled("Why", placement.reasons),
+        *_labelled("Why not", tuple(str(one) for one in placement.rejected)),
+    )
+
+
+def settings_words(settings: EngineSettings) -> str:
+    """The settings of a load in one line."""
+    layers = f"{settings.num_gpu} layers on GPU" if settings.num_gpu else "CPU"
+    parts = [
+        layers,
+        f"{settings.slots} slot(s) of {settings.num_ctx} tokens",
+        f"KV {settings.kv_type}",
+        f"{settings.threads} thread(s)",
+    ]
+    return " · ".join(parts)
+
+
+def _memory_lines(estimate: MemoryEstimate, budgets: Mapping[str, int]) -> Iterator[str]:
+    label = "Memory"
+    for pool in estimate.pools:
+        terms = [term for term in estimate.terms if term.pool == pool]
+        total, budget = estimate.total_bytes(pool), budgets.get(pool, 0)
+        addends = " + ".join(f"{term.name} {Bytes(term.size_bytes)}" for term in terms)
+        for row in textwrap.wrap(addends, _TEXT_WIDTH):
+            yield _line(label, row)
+            label = ""
+        yield _line(
+            "",
+            f"= {Bytes(total)} of {Bytes(budget)} usable {pool_words(pool)}, "
+            f"{Bytes(max(0, budget - total))} left",
+        )
+
+
+def _limit_lines(machine: Machine) -> Iterator[str]:
+    memory = machine.memory
+    label = "Limits"
+    for name, size in memory.limits:
+        if name != "available memory":
+            yield _line(label, f"{name}: {Bytes(size)} left")
+            label = ""
+
+
+def _gpu_lines(machine: Machine) -> Iterator[str]:
+    nvidia = machine.nvidia
+    words = _NVIDIA[nvidia.state]
+    if nvidia.driver:
+        words += f", driver {nvidia.driver}"
+    if nvidia.detail:
+        words += f": {nvidia.detail}"
+    if nvidia.state == "usable" and machine.engine_offload is False:
+        words += "; not used: the engine was built without GPU support"
+    yield _line("NVIDIA", words)
+    budgets = pool_budgets(machine, {})
+    for gpu in machine.gpus:
+        usable = budgets.get(f"gpu{gpu.index}")
+        own = (
+            "shares host memory"
+            if gpu.unified
+            else f"{Bytes(gpu.free_bytes)} free of {Bytes(gpu.total_bytes)}"
+        )
+        more = f", {Bytes(usable)} usable for models" if usable is not None else ""
+        yield _line("", f"GPU {gpu.index}: {gpu.name}, {own}{more}")
+
+
+def _machine_words(machine: Machine) -> str:
+    parts = [
+        machine.board.name or "unnamed machine",
+        machine.board.virtual,
+        f"Linux {machine.board.kernel}" if machine.board.kernel else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _labelled(label: str, lines: tuple[str, ...]) -> tuple[str, ...]:
+    rows = [row for line in lines for row in textwrap.wrap(line, _TEXT_WIDTH)]
+    return tuple(_line("" if index else label, row) for index, row in enumerate(rows))
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<{_LABEL_WIDTH}} {text}".rstrip()
+
+
+def _decoded(kind: Any, value: object, where: str) -> object:
+    """Build a value of the annotated type from JSON."""
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        hints = get_type_hints(kind)
+        given = {
+            field.name: _decoded(hints[field.name], value[field.name], f"{where}.{field.name}")
+            for field in fields(kind)
+            if field.name in value
+        }
+        return kind(**given)
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = options[:1] * len(value) if options[-1] is Ellipsis else options
+        if len(inner) == len(value):
+            pairs = enumerate(zip(inner, value, strict=True))
+            return tuple(_decoded(one, item, f"{where}[{at}]") for at, (one, item) in pairs)
+    elif origin in (Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _decoded(next(one for one in options if one is not type(None)), value, where)
+    elif (origin is Literal and value in options) or _is_plain(kind, value):
+        return value
+    raise ProbeError(f"{where}: expected {kind}, found {value!r:.80}")
+
+
+def _is_plain(kind: Any, value: object) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind in (str, bool) and isinstance(value, kind)
