@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hwprobe.errors import GgufError
-from hwprobe.gguf_reader import GgufArray, GgufHeader, GgufValue, TensorInfo, read_header
+from hwprobe.gguf_reader import GgufArray, GgufHeader, GgufValue, read_header
+from hwprobe.gguf_tensors import TensorInfo
 from hwprobe.profile import ModelProfile, model_profile
 
 __all__ = [

@@ -17,7 +17,27 @@ from hwprobe.errors import GgufError
 WINDOW_BYTES: Final = 1 << 20
 """1 MiB. Why: large enough that a 10 MB header takes ten reads, small against any machine."""
 
-_U64 = struct.Struct("<Q")
+MAX_STRING_BYTES: Final = 64 << 20
+"""64 MiB. Why: an embedded tokenizer.json is the longest value seen, about 30 MB."""
+LENGTH_BYTES: Final = 8
+"""Size of the number before a string or an array."""
+STRING: Final = "string"
+BOOL: Final = "bool"
+SCALARS: Final[dict[str, struct.Struct]] = {
+    "uint8": struct.Struct("<B"),
+    "int8": struct.Struct("<b"),
+    "uint16": struct.Struct("<H"),
+    "int16": struct.Struct("<h"),
+    "uint32": struct.Struct("<I"),
+    "int32": struct.Struct("<i"),
+    "float32": struct.Struct("<f"),
+    BOOL: struct.Struct("<B"),
+    "uint64": struct.Struct("<Q"),
+    "int64": struct.Struct("<q"),
+    "float64": struct.Struct("<d"),
+}
+"""Scalar value types by GGUF's names; all little endian."""
+_U32, _U64 = SCALARS["uint32"], SCALARS["uint64"]
 
 
 class Cursor:
@@ -99,6 +119,68 @@ class Cursor:
             if self._start + index > self._limit:
                 raise self._ends_early(index - self._index, what)
             self._index = index
+
+    def scalar(self, kind: str, what: str) -> bool | int | float:
+        """One value of a scalar type.
+
+        Raises:
+            GgufError: the file ends, or a boolean is neither 0 nor 1.
+        """
+        form = SCALARS[kind]
+        at = self.position
+        index = self.take(form.size, what)
+        (value,) = form.unpack_from(self.window, index)
+        if kind != BOOL:
+            assert isinstance(value, int | float)
+            return value
+        if value > 1:
+            raise self.fault(f"0 or 1 for the boolean {what}", str(value), at=at)
+        return bool(value)
+
+    def u32(self, what: str) -> int:
+        """An unsigned number of four bytes."""
+        index = self.take(_U32.size, what)
+        (value,) = _U32.unpack_from(self.window, index)
+        return int(value)
+
+    def u64(self, what: str) -> int:
+        """An unsigned number of eight bytes."""
+        index = self.take(_U64.size, what)
+        (value,) = _U64.unpack_from(self.window, index)
+        return int(value)
+
+    def length(self, maximum: int, what: str) -> int:
+        """The length before a string: at most ``maximum``, and no more than is left of the file."""
+        at = self.position
+        length = self.u64(f"the length of {what}")
+        if length > min(maximum, self.left_bytes):
+            most = min(maximum, self.left_bytes)
+            raise self.fault(f"at most {most} bytes for {what}", str(length), at=at)
+        return length
+
+    def text(self, maximum: int, what: str) -> str:
+        """A string of at most ``maximum`` bytes of UTF-8."""
+        return self.decoded(self.length(maximum, what), what)
+
+    def decoded(self, length: int, what: str) -> str:
+        """The next ``length`` bytes as UTF-8."""
+        at = self.position
+        index = self.take(length, what)
+        try:
+            return self.window[index : index + length].decode()
+        except UnicodeDecodeError as error:
+            raise self.fault(f"UTF-8 text for {what}", str(error.reason), at=at) from error
+
+    def long_string(self, what: str) -> bytes:
+        """A string of up to `MAX_STRING_BYTES`, read piece by piece."""
+        left = self.length(MAX_STRING_BYTES, what)
+        pieces: list[bytes] = []
+        while left:
+            part = min(left, WINDOW_BYTES)
+            index = self.take(part, what)
+            pieces.append(self.window[index : index + part])
+            left -= part
+        return b"".join(pieces)
 
     def _slide(self, count: int, what: str) -> None:
         assert count <= WINDOW_BYTES

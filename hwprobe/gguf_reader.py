@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,19 +22,28 @@ from types import MappingProxyType
 from typing import Final
 
 from hwprobe.errors import GgufError
-from hwprobe.ggml_types import GGML_TYPES
-from hwprobe.gguf_cursor import WINDOW_BYTES, Cursor
+from hwprobe.gguf_cursor import (
+    BOOL,
+    LENGTH_BYTES,
+    MAX_STRING_BYTES,
+    SCALARS,
+    STRING,
+    WINDOW_BYTES,
+    Cursor,
+)
+from hwprobe.gguf_tensors import (
+    MAX_TENSORS,
+    MIN_TENSOR_RECORD_BYTES,
+    TensorInfo,
+    check_layout,
+    padded,
+    tensor_records,
+)
 
 MAX_KEYS: Final = 65_536
 """Why: real files have below a hundred keys; a thousand times that is not a model."""
-MAX_TENSORS: Final = 65_536
-"""Why: the largest known models have a few thousand tensors."""
 MAX_KEY_BYTES: Final = 65_535
 """Source: GGUF specification, "up to 2^16-1 bytes"."""
-MAX_TENSOR_NAME_BYTES: Final = 63
-"""Source: GGML_MAX_NAME is 64 in ggml.h, its final NUL included."""
-MAX_STRING_BYTES: Final = 64 << 20
-"""64 MiB. Why: an embedded tokenizer.json is the longest value seen, about 30 MB."""
 EAGER_STRING_BYTES: Final = WINDOW_BYTES
 """Longer strings stay lazy. Why: the longest chat template known is below 100 kB."""
 EAGER_NUMBERS: Final = 4_096
@@ -50,13 +58,7 @@ MAX_ALIGNMENT_BYTES: Final = 1 << 20
 """Why: files use 32; direct I/O and huge pages would ask for at most 2^20 here."""
 DEFAULT_ALIGNMENT_BYTES: Final = 32
 """Source: GGUF_DEFAULT_ALIGNMENT in gguf.h."""
-MAX_DIMENSIONS: Final = 4
-"""Source: GGML_MAX_DIMS in ggml.h."""
-MAX_ELEMENTS: Final = 2**63 - 1
-"""Source: the engine counts elements in int64_t."""
 
-_STRING = "string"
-_BOOL = "bool"
 _ARRAY = "array"
 _TYPE_NAMES: Final[dict[int, str]] = {
     0: "uint8",
@@ -66,31 +68,16 @@ _TYPE_NAMES: Final[dict[int, str]] = {
     4: "uint32",
     5: "int32",
     6: "float32",
-    7: _BOOL,
-    8: _STRING,
+    7: BOOL,
+    8: STRING,
     9: _ARRAY,
     10: "uint64",
     11: "int64",
     12: "float64",
 }
-_STRUCTS: Final[dict[str, struct.Struct]] = {
-    "uint8": struct.Struct("<B"),
-    "int8": struct.Struct("<b"),
-    "uint16": struct.Struct("<H"),
-    "int16": struct.Struct("<h"),
-    "uint32": struct.Struct("<I"),
-    "int32": struct.Struct("<i"),
-    "float32": struct.Struct("<f"),
-    _BOOL: struct.Struct("<B"),
-    "uint64": struct.Struct("<Q"),
-    "int64": struct.Struct("<q"),
-    "float64": struct.Struct("<d"),
-}
-_U32, _U64 = _STRUCTS["uint32"], _STRUCTS["uint64"]
 _VERSIONS = (2, 3)
 _PREAMBLE_BYTES = 24
 _MIN_KEY_RECORD_BYTES = 8 + 1 + 4 + 1
-_MIN_TENSOR_RECORD_BYTES = 8 + 1 + 4 + 8 + 4 + 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +106,10 @@ class GgufArray:
         with _open_regular(self.path) as opened:
             cursor = Cursor(opened.fd, size_bytes=opened.size_bytes, position=self.offset_bytes)
             for _ in range(self.length):
-                if self.element_type == _STRING:
-                    yield _long_string(cursor, "a lazy array")
+                if self.element_type == STRING:
+                    yield cursor.long_string("a lazy array")
                 else:
-                    yield _scalar(cursor, self.element_type, "a lazy array")
+                    yield cursor.scalar(self.element_type, "a lazy array")
 
 
 GgufValue = (
@@ -136,30 +123,6 @@ GgufValue = (
     | tuple[str, ...]
     | GgufArray
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorInfo:
-    """One tensor as the header describes it.
-
-    Attributes:
-        name: such as ``blk.0.attn_q.weight``.
-        dimensions: elements per dimension, the row length first; 1 to 4 of them.
-        ggml_type: name of the element type, such as ``Q4_K``.
-        offset_bytes: where its data starts, counted from ``GgufHeader.data_offset_bytes``.
-        size_bytes: length of its data without padding.
-    """
-
-    name: str
-    dimensions: tuple[int, ...]
-    ggml_type: str
-    offset_bytes: int
-    size_bytes: int
-
-    @property
-    def element_count(self) -> int:
-        """Product of the dimensions."""
-        return _product(self.dimensions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,9 +200,9 @@ def read_header(path: Path) -> GgufHeader:
         version, tensor_count, key_count = _preamble(cursor)
         metadata, offsets = _metadata(cursor, key_count, path)
         alignment = _alignment(cursor, metadata, offsets)
-        tensors, records = _tensor_records(cursor, tensor_count)
-        data_offset = _padded(cursor.position, alignment)
-        _check_layout(tensors, records, alignment=alignment, room=opened.size_bytes - data_offset)
+        tensors, records = tensor_records(cursor, tensor_count)
+        data_offset = padded(cursor.position, alignment)
+        check_layout(tensors, records, alignment=alignment, room=opened.size_bytes - data_offset)
         return GgufHeader(
             version=version,
             metadata=MappingProxyType(metadata),
@@ -276,19 +239,19 @@ def _preamble(cursor: Cursor) -> tuple[int, int, int]:
     magic = cursor.window[index : index + 4]
     if magic != b"GGUF":
         raise cursor.fault("the magic b'GGUF'", repr(magic), at=0)
-    version = _u32(cursor, "the version")
+    version = cursor.u32("the version")
     if version & 0xFFFF == 0:
         raise cursor.fault("a little-endian file", "a big-endian version number", at=4)
     if version not in _VERSIONS:
         raise cursor.fault("version 2 or 3", str(version), at=4)
-    tensor_count = _count(cursor, MAX_TENSORS, _MIN_TENSOR_RECORD_BYTES, "tensors")
+    tensor_count = _count(cursor, MAX_TENSORS, MIN_TENSOR_RECORD_BYTES, "tensors")
     key_count = _count(cursor, MAX_KEYS, _MIN_KEY_RECORD_BYTES, "keys")
     return version, tensor_count, key_count
 
 
 def _count(cursor: Cursor, maximum: int, record_bytes: int, what: str) -> int:
     at = cursor.position
-    count = _u64(cursor, f"the number of {what}")
+    count = cursor.u64(f"the number of {what}")
     most = min(maximum, cursor.left_bytes // record_bytes)
     if count > most:
         raise cursor.fault(f"at most {most} {what} in this file", str(count), at=at)
@@ -303,7 +266,7 @@ def _metadata(
     eager_bytes = 0
     for _ in range(count):
         at = cursor.position
-        key = _text(cursor, MAX_KEY_BYTES, "a key")
+        key = cursor.text(MAX_KEY_BYTES, "a key")
         if not key:
             raise cursor.fault("a key", "an empty one", at=at)
         if key in metadata:
@@ -323,7 +286,7 @@ def _metadata(
 
 def _type_name(cursor: Cursor, key: str) -> str:
     at = cursor.position
-    number = _u32(cursor, f"the type of {key}")
+    number = cursor.u32(f"the type of {key}")
     name = _TYPE_NAMES.get(number)
     if name is None:
         raise cursor.fault(f"a value type from 0 to 12 for {key}", str(number), at=at)
@@ -331,14 +294,14 @@ def _type_name(cursor: Cursor, key: str) -> str:
 
 
 def _single(cursor: Cursor, kind: str, key: str, path: Path) -> GgufValue:
-    if kind != _STRING:
-        return _scalar(cursor, kind, key)
+    if kind != STRING:
+        return cursor.scalar(kind, key)
     at = cursor.position
-    length = _length(cursor, MAX_STRING_BYTES, key)
+    length = cursor.length(MAX_STRING_BYTES, key)
     if length > EAGER_STRING_BYTES:
         cursor.skip(length, key)
-        return GgufArray(element_type=_STRING, length=1, offset_bytes=at, path=path)
-    return _decoded(cursor, length, key)
+        return GgufArray(element_type=STRING, length=1, offset_bytes=at, path=path)
+    return cursor.decoded(length, key)
 
 
 def _array(cursor: Cursor, key: str, path: Path) -> GgufValue:
@@ -346,8 +309,8 @@ def _array(cursor: Cursor, key: str, path: Path) -> GgufValue:
     if kind == _ARRAY:
         raise cursor.fault(f"an array of single values for {key}", "an array of arrays")
     at = cursor.position
-    length = _u64(cursor, f"the length of {key}")
-    element_bytes = _U64.size if kind == _STRING else _STRUCTS[kind].size
+    length = cursor.u64(f"the length of {key}")
+    element_bytes = LENGTH_BYTES if kind == STRING else SCALARS[kind].size
     if length > cursor.left_bytes // element_bytes:
         raise cursor.fault(
             f"at most {cursor.left_bytes // element_bytes} elements of {key} in this file",
@@ -355,12 +318,12 @@ def _array(cursor: Cursor, key: str, path: Path) -> GgufValue:
             at=at,
         )
     start = cursor.position
-    if kind == _STRING:
+    if kind == STRING:
         if length <= EAGER_STRINGS:
-            return tuple(_text(cursor, EAGER_STRING_BYTES, key) for _ in range(length))
+            return tuple(cursor.text(EAGER_STRING_BYTES, key) for _ in range(length))
         cursor.skip_strings(length, max_bytes=MAX_STRING_BYTES, what=key)
     elif length <= EAGER_NUMBERS:
-        return tuple(_scalar(cursor, kind, key) for _ in range(length))
+        return tuple(cursor.scalar(kind, key) for _ in range(length))
     else:
         cursor.skip(length * element_bytes, key)
     return GgufArray(element_type=kind, length=length, offset_bytes=start, path=path)
@@ -376,146 +339,3 @@ def _alignment(cursor: Cursor, metadata: Mapping[str, GgufValue], at: Mapping[st
             at=at["general.alignment"],
         )
     return value
-
-
-def _tensor_records(cursor: Cursor, count: int) -> tuple[tuple[TensorInfo, ...], tuple[int, ...]]:
-    tensors: list[TensorInfo] = []
-    records: list[int] = []
-    names: set[str] = set()
-    for _ in range(count):
-        at = cursor.position
-        name = _text(cursor, MAX_TENSOR_NAME_BYTES, "a tensor name")
-        if not name:
-            raise cursor.fault("a tensor name", "an empty one", at=at)
-        if name in names:
-            raise cursor.fault("every tensor name once", f"{name!r} again", at=at)
-        names.add(name)
-        tensors.append(_tensor(cursor, name))
-        records.append(at)
-    return tuple(tensors), tuple(records)
-
-
-def _tensor(cursor: Cursor, name: str) -> TensorInfo:
-    at = cursor.position
-    rank = _u32(cursor, f"the rank of {name}")
-    if not 1 <= rank <= MAX_DIMENSIONS:
-        raise cursor.fault(f"1 to {MAX_DIMENSIONS} dimensions of {name}", str(rank), at=at)
-    dimensions = tuple(_u64(cursor, f"the dimensions of {name}") for _ in range(rank))
-    if 0 in dimensions or _product(dimensions) > MAX_ELEMENTS:
-        raise cursor.fault(f"1 to 2^63-1 elements in {name}", str(dimensions), at=at + _U32.size)
-    at = cursor.position
-    number = _u32(cursor, f"the type of {name}")
-    kind = GGML_TYPES.get(number)
-    if kind is None:
-        raise cursor.fault(f"a known tensor type for {name}", str(number), at=at)
-    if dimensions[0] % kind.block_size:
-        raise cursor.fault(
-            f"rows of {name} in whole blocks of {kind.block_size}", str(dimensions[0]), at=at
-        )
-    return TensorInfo(
-        name=name,
-        dimensions=dimensions,
-        ggml_type=kind.name,
-        offset_bytes=_u64(cursor, f"the offset of {name}"),
-        size_bytes=kind.row_bytes(dimensions[0]) * _product(dimensions[1:]),
-    )
-
-
-def _check_layout(
-    tensors: tuple[TensorInfo, ...], records: tuple[int, ...], *, alignment: int, room: int
-) -> None:
-    """Tensors stand one after another, each padded to the alignment, all inside the file.
-
-    The engine refuses gaps and other orders too (gguf.cpp), so no data can hide between tensors.
-    """
-    end = 0
-    for tensor, record in zip(tensors, records, strict=True):
-        if tensor.offset_bytes % alignment:
-            raise GgufError(
-                offset=record,
-                expected=f"the offset of {tensor.name} to be a multiple of {alignment}",
-                found=str(tensor.offset_bytes),
-            )
-        if tensor.offset_bytes != end:
-            fault = "overlaps the one before" if tensor.offset_bytes < end else "leaves a gap"
-            raise GgufError(
-                offset=record,
-                expected=f"the data of {tensor.name} at {end}",
-                found=f"{tensor.offset_bytes}, which {fault}",
-            )
-        if end + tensor.size_bytes > room:
-            raise GgufError(
-                offset=record,
-                expected=f"{tensor.size_bytes} bytes of data for {tensor.name}",
-                found=f"a file with room for {max(0, room - end)}: it is truncated",
-            )
-        end = _padded(end + tensor.size_bytes, alignment)
-
-
-def _scalar(cursor: Cursor, kind: str, what: str) -> bool | int | float:
-    form = _STRUCTS[kind]
-    at = cursor.position
-    index = cursor.take(form.size, what)
-    (value,) = form.unpack_from(cursor.window, index)
-    if kind != _BOOL:
-        assert isinstance(value, int | float)
-        return value
-    if value > 1:
-        raise cursor.fault(f"0 or 1 for the boolean {what}", str(value), at=at)
-    return bool(value)
-
-
-def _u32(cursor: Cursor, what: str) -> int:
-    index = cursor.take(_U32.size, what)
-    (value,) = _U32.unpack_from(cursor.window, index)
-    return int(value)
-
-
-def _u64(cursor: Cursor, what: str) -> int:
-    index = cursor.take(_U64.size, what)
-    (value,) = _U64.unpack_from(cursor.window, index)
-    return int(value)
-
-
-def _length(cursor: Cursor, maximum: int, what: str) -> int:
-    at = cursor.position
-    length = _u64(cursor, f"the length of {what}")
-    if length > min(maximum, cursor.left_bytes):
-        most = min(maximum, cursor.left_bytes)
-        raise cursor.fault(f"at most {most} bytes for {what}", str(length), at=at)
-    return length
-
-
-def _text(cursor: Cursor, maximum: int, what: str) -> str:
-    return _decoded(cursor, _length(cursor, maximum, what), what)
-
-
-def _decoded(cursor: Cursor, length: int, what: str) -> str:
-    at = cursor.position
-    index = cursor.take(length, what)
-    try:
-        return cursor.window[index : index + length].decode()
-    except UnicodeDecodeError as error:
-        raise cursor.fault(f"UTF-8 text for {what}", str(error.reason), at=at) from error
-
-
-def _long_string(cursor: Cursor, what: str) -> bytes:
-    left = _length(cursor, MAX_STRING_BYTES, what)
-    pieces: list[bytes] = []
-    while left:
-        part = min(left, WINDOW_BYTES)
-        index = cursor.take(part, what)
-        pieces.append(cursor.window[index : index + part])
-        left -= part
-    return b"".join(pieces)
-
-
-def _padded(offset: int, alignment: int) -> int:
-    return (offset + alignment - 1) & ~(alignment - 1)
-
-
-def _product(numbers: tuple[int, ...]) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from hwprobe.errors import GgufError
 from hwprobe.ggml_types import FILE_TYPES
-from hwprobe.gguf_reader import GgufArray, GgufHeader, TensorInfo
+from hwprobe.gguf_reader import GgufArray, GgufHeader
+from hwprobe.gguf_tensors import TensorInfo
 
 MAX_BLOCKS: Final = 512
 """Source: LLAMA_MAX_LAYERS in llama-hparams.h."""
