@@ -15,9 +15,11 @@ from __future__ import annotations
 import logging
 import secrets
 import string
+import threading
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.chat import (
@@ -33,6 +35,7 @@ from server.chat import (
 )
 from server.errors import (
     BadRequestError,
+    BusyError,
     ModelNotFoundError,
     RunnerCrashedError,
     ServerError,
@@ -43,15 +46,13 @@ from server.output.stream import OutputStream
 from server.output.thinking import OPEN
 from server.planner import Planner
 from server.prompting import Prompt, chat_prompt, generate_prompt
+from server.residency import BUSY_TEXT
 from server.runner import protocol
 from server.scheduler import Demand, Lease, Scheduler
 
 LOG = logging.getLogger("satchel.server")
 
 Chunks = Generator[Chunk, None, None]
-
-MOST_CONTEXTS_OF_OUTPUT = 10
-"""An answer without a limit of its own ends after this many contexts, as Ollama's do."""
 
 _CALL_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -68,6 +69,27 @@ class _Task:
     started_s: float
 
 
+class Admission:
+    """Counts the requests that generate or wait, because each holds a thread of the listener."""
+
+    def __init__(self, most: int) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Stay inside while the request lasts.
+
+        Raises:
+            BusyError: there are too many.
+        """
+        if not self._free.acquire(blocking=False):
+            raise BusyError(BUSY_TEXT)
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
 class Answerer:
     """Turns requests into chunks. All methods may be called from any thread."""
 
@@ -77,8 +99,19 @@ class Answerer:
         catalogue: Catalogue,
         scheduler: Scheduler,
         planner: Planner,
+        max_requests: int,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            catalogue: finds models.
+            scheduler: lends runners.
+            planner: knows how to load.
+            max_requests: most requests that generate or wait; more are refused.
+            now_s: monotonic time in seconds.
+        """
+        self._admission = Admission(max_requests)
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._planner = planner
@@ -96,7 +129,8 @@ class Answerer:
             yield self._unload(model)
             return
         task = self._task(model, request, started_s)
-        yield from self._answer(task, gone, empty=not request.messages)
+        with self._admission.enter():
+            yield from self._answer(task, gone, empty=not request.messages)
 
     def generate(self, request: GenerateRequest, gone: Gone) -> Chunks:
         """Complete a prompt.
@@ -110,7 +144,8 @@ class Answerer:
             yield self._unload(model)
             return
         task = self._task(model, request, started_s)
-        yield from self._answer(task, gone, empty=not request.prompt)
+        with self._admission.enter():
+            yield from self._answer(task, gone, empty=not request.prompt)
 
     def render_chat(self, request: ChatRequest, gone: Gone) -> str:
         """The prompt a chat comes to; loads the model to measure it.
@@ -172,7 +207,7 @@ class Answerer:
         )
 
     def _render(self, task: _Task, gone: Gone) -> str:
-        with self._scheduler.acquire(task.demand, gone=gone) as lease:
+        with self._admission.enter(), self._scheduler.acquire(task.demand, gone=gone) as lease:
             prompt = _prompt(task, lease)
             return prompt.text or lease.runner.detokenize(prompt.tokens)
 
@@ -209,7 +244,7 @@ class Answerer:
         thinks = not raw and (bool(task.think) or opened)
         yield from complete(
             lease.runner,
-            _command(task, prompt, lease.settings.num_ctx),
+            _command(task, prompt),
             output=OutputStream(
                 thinking=thinks, opened=opened, tools=tools, new_call_id=_new_call_id
             ),
@@ -258,14 +293,11 @@ def _prompt(task: _Task, lease: Lease) -> Prompt:
     return generate_prompt(request, task.model, lease, think=task.think)
 
 
-def _command(task: _Task, prompt: Prompt, num_ctx: int) -> protocol.Generate:
-    most = MOST_CONTEXTS_OF_OUTPUT * num_ctx
-    wanted = task.sampling.num_predict
-    sampling = replace(task.sampling, num_predict=most if wanted < 0 else min(wanted, most))
+def _command(task: _Task, prompt: Prompt) -> protocol.Generate:
     return protocol.Generate(
         id=0,
         tokens=prompt.tokens,
-        sampling=sampling,
+        sampling=task.sampling,
         truncate=task.request.truncate,
         shift=task.request.shift,
         top_logprobs=task.request.top_logprobs,

@@ -1,0 +1,286 @@
+"""``satchel-server``: read the configuration, put the parts together, serve until told to stop.
+
+Only this module prints, exits and reads the environment. Standard output has one line, the
+address; everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from appliance.config import Config
+from appliance.errors import AppError
+from appliance.layout import Paths
+from appliance.store import Store
+from hwprobe.budgets import pool_budgets
+from hwprobe.engine import EngineRecords, engine_build_id, engine_info
+from hwprobe.errors import EngineCheckError, ProbeError
+from hwprobe.inventory import take_inventory
+from hwprobe.machine import Machine
+from server.access import Keys, load_keys, refuse_public_without_keys
+from server.answer import Answerer
+from server.api.guard import GuardPolicy
+from server.app import create_admin_app, create_app
+from server.catalogue import Catalogue
+from server.errors import ServerError
+from server.listener import (
+    Listener,
+    ListenerLimits,
+    bind,
+    bind_unix,
+    inherited_sockets,
+    threads_needed,
+)
+from server.planner import Machines, Planner, SelfTest
+from server.scheduler import Scheduler
+
+PROGRAM = "satchel-server"
+LOG = logging.getLogger("satchel.server")
+
+MAX_IN_FLIGHT = 64
+"""Requests that may generate at the same time, over all models, before others count as waiting.
+Models decode a few at once and queue the rest themselves; more only cost threads."""
+
+MAX_THREADS_QUEUE = 1024
+"""Waiting requests beyond this are refused, whatever ``server.max_queue`` says: each waits in a
+thread, and more threads than this cost more than their clients' patience is worth."""
+
+
+def main() -> None:
+    """Entry point; exits with the codes of docs/exit-codes.md."""
+    try:
+        serve(_arguments(sys.argv[1:]), os.environ)
+    except (ServerError, AppError, ProbeError) as error:
+        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        if error.hint:
+            sys.stderr.write(f"{PROGRAM}: hint: {error.hint}\n")
+        sys.exit(getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ServerError: an address, a key file or a model stands in the way.
+        AppError: the configuration or the store does.
+    """
+    _log_to_stderr(arguments.log_level)
+    config = Config.load(file=arguments.config, environ=environ, flags=_flags(arguments))
+    for line in config.warnings:
+        LOG.warning("%s", line)
+    keys = load_keys(config.server.api_keys_file)
+    store = Store(Paths(config.store.path))
+    for fault in store.survey().faults:
+        LOG.warning("%s is not usable: %s", fault.path, fault.reason)
+    sockets = _sockets(config, keys, environ)
+    admin_path = config.server.admin_socket
+    admin_socket = bind_unix(admin_path) if admin_path else None
+    _run(config, keys=keys, store=store, sockets=sockets, admin=admin_socket, arguments=arguments)
+
+
+def _run(
+    config: Config,
+    *,
+    keys: Keys,
+    store: Store,
+    sockets: Sequence[socket.socket],
+    admin: socket.socket | None,
+    arguments: argparse.Namespace,
+) -> None:
+    machine = _inventory()
+    max_queue = min(config.server.max_queue, MAX_THREADS_QUEUE)
+    records = EngineRecords(
+        config.store.path / "satchel" / "engine",
+        build_id=engine_build_id(),
+        machine_id=" ".join((machine.cpu.model, *machine.cpu.features, *_gpu_names(machine))),
+    )
+    scheduler = Scheduler(
+        budgets=pool_budgets(machine, {}),
+        max_loaded_models=config.server.max_loaded_models,
+        max_queue=max_queue,
+        gate=SelfTest(records),
+    )
+    catalogue = Catalogue(store)
+    answerer = Answerer(
+        catalogue=catalogue,
+        scheduler=scheduler,
+        planner=Planner(config=config, machines=Machines(_inventory)),
+        max_requests=MAX_IN_FLIGHT + max_queue,
+    )
+    loopback = all(_is_loopback(sock) for sock in sockets)
+    guard = GuardPolicy(
+        loopback=loopback,
+        hostname=socket.gethostname(),
+        origins=config.server.origins,
+        keys=keys,
+    )
+
+    def readiness() -> tuple[str, ...]:
+        reasons = ["the server is stopping"] if listener.stopping else []
+        try:
+            store.names()
+        except AppError as error:
+            reasons.append(str(error))
+        return tuple(reasons)
+
+    listener = Listener(
+        app=create_app(
+            answerer=answerer,
+            catalogue=catalogue,
+            store=store,
+            loaded=scheduler.loaded,
+            readiness=readiness,
+            guard=guard,
+            version=config.server.reported_version,
+            max_body_bytes=config.limits.max_body_bytes,
+        ),
+        sockets=sockets,
+        limits=ListenerLimits(
+            max_body_bytes=config.limits.max_body_bytes,
+            threads=threads_needed(max_in_flight=MAX_IN_FLIGHT, max_queue=max_queue),
+            drain_s=config.limits.drain_s,
+        ),
+        admin_app=create_admin_app(
+            readiness=readiness, guard=GuardPolicy(loopback=False, keys=Keys())
+        ),
+        admin_socket=admin,
+        log_requests=config.server.log_requests,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: listener.stop())
+    _announce(listener.addresses, arguments.ready_file)
+    draining = threading.Thread(target=scheduler.close, args=(config.limits.drain_s,))
+    try:
+        listener.run(on_stopping=draining.start)
+        draining.join()
+    finally:
+        listener.close()
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Serve installed models with an Ollama- and OpenAI-like API."
+    )
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="TCP port (default 11434); 0 takes a free one")
+    parser.add_argument("--store", help="directory of the store")
+    parser.add_argument("--config", type=Path, help="configuration file")
+    parser.add_argument("--admin-socket", help="Unix socket for health and administration")
+    parser.add_argument("--api-keys-file", help="file with one key digest per line")
+    parser.add_argument(
+        "--log-requests", action="store_true", default=None, help="one line per request on stderr"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least severe line to print (default info)",
+    )
+    parser.add_argument(
+        "--ready-file", type=Path, help="file to write the addresses to once listening"
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('satchel')}")
+    return parser.parse_args(words)
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Flags by the names of the settings they override."""
+    return {
+        "server.host": arguments.host,
+        "server.port": arguments.port,
+        "store.path": str(Path(arguments.store).absolute()) if arguments.store else None,
+        "server.admin_socket": arguments.admin_socket,
+        "server.api_keys_file": arguments.api_keys_file,
+        "server.log_requests": arguments.log_requests,
+    }
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainLine())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    # The library's own lines repeat what ours say, or alarm about clients that leave.
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+
+
+class _PlainLine(logging.Formatter):
+    """``satchel-server: warning: …``; a service manager adds the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"{PROGRAM}: {level}{super().format(record)}"
+
+
+def _inventory() -> Machine:
+    """The machine, and whether the engine can use its GPUs if there are any."""
+    machine = take_inventory()
+    return take_inventory(engine_offload=_gpu_offload()) if machine.gpus else machine
+
+
+@functools.cache
+def _gpu_offload() -> bool:
+    """Whether the engine has a GPU device here; asked once, it takes a second."""
+    try:
+        return engine_info().gpu_offload
+    except EngineCheckError as error:
+        LOG.warning("the engine cannot be asked about GPUs: %s", error)
+        return False
+
+
+def _gpu_names(machine: Machine) -> tuple[str, ...]:
+    return tuple(gpu.name for gpu in machine.gpus)
+
+
+def _sockets(config: Config, keys: Keys, environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
+    """Sockets from the service manager, else one of our own; never public without keys."""
+    inherited = inherited_sockets(
+        listen_pid=environ.get("LISTEN_PID", ""), listen_fds=environ.get("LISTEN_FDS", "")
+    )
+    for sock in inherited:
+        if not _is_loopback(sock):
+            refuse_public_without_keys(str(sock.getsockname()[0]), keys)
+    if inherited:
+        return inherited
+    refuse_public_without_keys(config.server.host, keys)
+    return (bind(config.server.host, config.server.port),)
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    if sock.family == socket.AF_UNIX:
+        return True
+    host = str(sock.getsockname()[0])
+    return host == "::1" or host.startswith("127.")
+
+
+def _announce(addresses: Sequence[str], ready_file: Path | None) -> None:
+    """Tell whoever started the server where it listens."""
+    for address in addresses:
+        sys.stdout.write(f"listening on {address}\n")
+    sys.stdout.flush()
+    if ready_file is None:
+        return
+    temporary = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    try:
+        temporary.write_text("".join(f"{address}\n" for address in addresses))
+        temporary.replace(ready_file)
+    except OSError as error:
+        raise ServerError(f"{ready_file}: cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How a model is to be loaded for a request: wishes, placement on this machine, the self-test.
+
+Rules:
+ * a request's option counts before the model's table in the configuration, and this before the
+   server's; what nobody asks for is left to placement;
+ * placement sees the machine as it was before our own runners took memory, and what they take;
+ * before a configuration is served for the first time, a child process tries it; if that crashes,
+   a safer one is served, and one line on stderr says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from appliance.config import Config
+from hwprobe.engine import EngineRecords, checked_settings
+from hwprobe.errors import EngineCheckError
+from hwprobe.machine import Machine
+from hwprobe.placement import Candidate, Placement, Wish, place
+from hwprobe.profile import ModelProfile
+from hwprobe.settings import EngineSettings, KvType
+from server.catalogue import ServedModel
+from server.chat import LoadOptions
+from server.errors import LoadFailedError
+from server.scheduler import Demand
+
+LOG = logging.getLogger("satchel.server")
+
+SNAPSHOT_AGE_S = 5.0
+"""How old a snapshot of the machine may be while no model of ours is in memory. Taking one costs
+some milliseconds, with NVIDIA cards some tens."""
+
+_KV_TYPES: Mapping[str, KvType] = {"f16": "f16", "q8_0": "q8_0", "q4_0": "q4_0"}
+
+
+class Gate(Protocol):
+    """Decides what a planned configuration may be served with."""
+
+    def __call__(
+        self, model_path: Path, profile: ModelProfile, settings: EngineSettings
+    ) -> EngineSettings:
+        """The settings to serve with."""
+
+
+class SelfTest:
+    """The gate: settings that were tried on this machine, or safer ones."""
+
+    def __init__(self, records: EngineRecords) -> None:
+        self._records = records
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(
+        self, model_path: Path, profile: ModelProfile, settings: EngineSettings
+    ) -> EngineSettings:
+        """Try the settings unless a verdict is on record.
+
+        Raises:
+            LoadFailedError: not even the safest settings work.
+        """
+        with self._one_at_a_time:
+            try:
+                checked = checked_settings(model_path, profile, settings, records=self._records)
+            except EngineCheckError as error:
+                raise LoadFailedError(str(error), hint=error.hint) from error
+        for line in checked.refused:
+            LOG.warning("the engine's self-test failed, serving with safer settings: %s", line)
+        return checked.settings
+
+
+class Machines:
+    """The machine as it is without our own runners."""
+
+    def __init__(
+        self,
+        inventory: Callable[[], Machine],
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inventory = inventory
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._snapshot = inventory()
+        self._taken_s = now_s()
+
+    def before(self, reserved_bytes: Mapping[str, int]) -> Machine:
+        """A snapshot from before the runners behind ``reserved_bytes`` took their memory.
+
+        While there are none it is taken anew now and then: other programs come and go.
+        """
+        with self._lock:
+            idle = not any(reserved_bytes.values())
+            if idle and self._now_s() - self._taken_s > SNAPSHOT_AGE_S:
+                self._snapshot = self._inventory()
+                self._taken_s = self._now_s()
+            return self._snapshot
+
+
+class Planner:
+    """Makes the demands the scheduler is asked with."""
+
+    def __init__(self, *, config: Config, machines: Machines) -> None:
+        self._config = config
+        self._machines = machines
+
+    def key(self, model: ServedModel) -> str:
+        """What a runner is shared by: the weights and the adapters."""
+        adapters = (path.name for path in model.installed.adapters)
+        return "+".join((model.installed.model_path.name, *adapters))
+
+    def demand(
+        self, model: ServedModel, load: LoadOptions, *, keep_alive_s: float | None
+    ) -> Demand:
+        """What to ask the scheduler for.
+
+        Args:
+            model: which model.
+            load: the load options of the model and the request.
+            keep_alive_s: what the request says, if anything.
+        """
+        table = self._config.model(model.installed.name)
+        server = self._config.server
+        if keep_alive_s is None:
+            keep_alive_s = server.keep_alive_s if table.keep_alive_s is None else table.keep_alive_s
+        wish = self._wish(model, load)
+        return Demand(
+            name=model.installed.name.short(),
+            key=self.key(model),
+            plan=lambda reserved: self._plan(model, wish, reserved),
+            model_path=model.installed.model_path,
+            adapters=tuple((str(path), 1.0) for path in model.installed.adapters),
+            wish=wish,
+            keep_alive_s=keep_alive_s,
+        )
+
+    def _wish(self, model: ServedModel, load: LoadOptions) -> Wish:
+        table = self._config.model(model.installed.name)
+        server = self._config.server
+        num_gpu = table.num_gpu if load.num_gpu is None else load.num_gpu
+        return Wish(
+            num_ctx=load.num_ctx or table.context_length or server.context_length or None,
+            slots=table.num_parallel or server.num_parallel or None,
+            kv_type=_KV_TYPES.get(table.kv_cache_type or server.kv_cache_type),
+            num_gpu=None if num_gpu is None or num_gpu < 0 else num_gpu,
+            threads=load.num_thread or table.num_thread or None,
+            num_batch=load.num_batch,
+            use_mmap=load.use_mmap,
+        )
+
+    def _plan(self, model: ServedModel, wish: Wish, reserved_bytes: Mapping[str, int]) -> Placement:
+        profile = model.installed.profile
+        return place(
+            self._machines.before(reserved_bytes),
+            (Candidate(variant=profile.quantization, profile=profile),),
+            wish,
+            reserved_bytes=reserved_bytes,
+        )
