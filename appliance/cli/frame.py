@@ -24,6 +24,7 @@ from appliance.store import Store
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 from hwprobe.engine import engine_info
+from hwprobe.errors import EngineCheckError
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
 
@@ -83,7 +84,10 @@ def _machine(store: Path) -> Machine:
     machine = take_inventory(disk_path=existing)
     if not machine.gpus:
         return machine
-    return replace(machine, engine_offload=engine_info().gpu_offload)
+    try:
+        return replace(machine, engine_offload=engine_info().gpu_offload)
+    except EngineCheckError:
+        return machine  # an engine that does not start plans with no GPU
 
 
 def server(config: Config, host: str | None) -> Client:
