@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from bundler.format import envelope
-from bundler.format.chunks import ChunkEncoder
+from bundler.format.chunks import ChunkEncoder, decode_chunk
 from bundler.format.digest import Digest
+from bundler.format.errors import DamagedError
 from bundler.format.index import (
     ChunkIndex,
     ChunkRecord,
     Codec,
     Filter,
     SegmentEntry,
+    check_index,
     encode_index,
+    parse_index,
 )
 from bundler.format.keys import KeyId, PublicKey, SigningKey
 from bundler.format.manifest import (
@@ -49,6 +52,7 @@ from bundler.format.manifest import (
     sum_totals,
 )
 from bundler.format.name import ModelName
+from bundler.format.volume import find_bundles
 from hwprobe.gguf import GgufHeader, model_profile, read_header
 from tests.fakes.gguf_writer import tiny_llama_metadata, tiny_llama_tensors, write_gguf
 
@@ -300,6 +304,34 @@ def _artifact(
         gguf=_facts(data),
         segments=tuple(Segment(digest=one.digest, size_bytes=one.size_bytes) for one in table),
     )
+
+
+def unpack(medium: Path, keys: Mapping[KeyId, PublicKey], threshold: int = 1) -> dict[str, bytes]:
+    """Read a bundle as an importer must, and give every plain file by digest.
+
+    Raises:
+        BundleError: at the first thing that is not as it should be.
+    """
+    (bundle,) = find_bundles(medium)
+    manifest = envelope.verify(bundle.read_envelope(), keys=keys, threshold=threshold).manifest
+    plain = {
+        str(blob.digest): bundle.read_blob(blob.digest, size_bytes=blob.size_bytes)
+        for blob in manifest.blobs
+    }
+    for artifact in manifest.artifacts:
+        ref = artifact.index
+        index = parse_index(bundle.read_blob(ref.digest, size_bytes=ref.size_bytes))
+        check_index(index, artifact)
+        data = bytearray()
+        for record in index.records:
+            entry = index.segments[record.segment]
+            with bundle.open_segment(entry.digest, size_bytes=entry.size_bytes) as file:
+                file.seek(record.seg_off)
+                data += decode_chunk(record, file.read(record.stored_len))
+        if Digest.of(data) != artifact.digest:
+            raise DamagedError(f"{artifact.digest}: expected these bytes, found others")
+        plain[str(artifact.digest)] = bytes(data)
+    return plain
 
 
 def flip(path: Path, offset: int, mask: int = 1) -> None:

@@ -1,0 +1,316 @@
+"""``satchel-bundle``: make keys, pack models into signed bundles, look into bundles."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from bundler.contents import contents_json, contents_lines
+from bundler.errors import PackError
+from bundler.format.errors import BundleError, KeyFileError
+from bundler.format.fsio import read_bounded
+from bundler.format.keys import SigningKey, key_words
+from bundler.format.modelfile import (
+    MAX_MODELFILE_BYTES,
+    Modelfile,
+    decode,
+    deprecated,
+    parse,
+)
+from bundler.format.name import ModelName
+from bundler.format.statement import format_time, parse_time
+from bundler.keyfiles import load_signing_key, make_pair
+from bundler.layers import model_layers
+from bundler.pack import pack as pack_bundle
+from bundler.plan import PackRequest, make_plan, plan_lines
+from bundler.screen import screen_progress
+from bundler.signing import add_signature, open_envelope
+from bundler.site import read_site, site_lines
+from bundler.source.gguf_file import open_gguf
+from hwprobe.errors import GgufError, ProbeError
+from hwprobe.quantity import Bytes
+
+PROGRAM: Final = "satchel-bundle"
+PASSPHRASE_VARIABLE: Final = "SATCHEL_KEY_PASSPHRASE"  # noqa: S105 - a name, not a secret
+_EXIT_FAILED: Final = 1
+_EXIT_USAGE: Final = 2
+_EXIT_MALFORMED: Final = 10
+_EXIT_INTERRUPTED: Final = 130
+_MAX_TEXT_BYTES: Final = 4 << 20
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Pack models into signed bundles, on a connected computer.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(help=f"File with the key's passphrase; else {PASSPHRASE_VARIABLE}, else asked."),
+]
+Keys = Annotated[list[Path], typer.Option("--key", help="Private key file; may be repeated.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {version('satchel')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    del show_version
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def keygen(
+    name: Annotated[Path, typer.Argument(help="Writes NAME.key and NAME.pub.")],
+    no_passphrase: Annotated[
+        bool, typer.Option("--no-passphrase", help="Leave the private key unencrypted.")
+    ] = False,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Make a signing key: NAME.key stays here, NAME.pub goes to the target."""
+    secret = None if no_passphrase else _passphrase(passphrase_file, confirm=True)
+    private, public, key = make_pair(name, secret)
+    print(f"private key  {private}" + ("" if secret else "  (not encrypted)"))
+    print(f"public key   {public}")
+    print(f"key id       {key.key_id}")
+    print(f"words        {key.words()}")
+    print("read the words aloud to whoever adds the public key on the target")
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="GGUF file to pack.")],
+    *,
+    name: Annotated[str, typer.Option(help="Model name on the target, such as demo or demo:v2.")],
+    key: Keys,
+    out: Annotated[Path, typer.Option(help="Root of the medium to write to.")],
+    seq: Annotated[int, typer.Option(help="Sequence number; must rise along the channel.")],
+    channel: Annotated[str, typer.Option(help="Line of bundles this one continues.")] = "main",
+    quantize: Annotated[
+        str, typer.Option(help="Variants to make, such as Q8_0,Q4_K_M.", metavar="TYPES")
+    ] = "",
+    include_source: Annotated[
+        bool, typer.Option("--include-source", help="Carry SOURCE itself as a variant too.")
+    ] = False,
+    modelfile: Annotated[
+        Path | None, typer.Option(help="Modelfile with template, parameters, licences.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Template file; replaces the Modelfile's.")
+    ] = None,
+    licence: Annotated[
+        list[Path] | None, typer.Option(help="Licence text; may be repeated.")
+    ] = None,
+    spdx: Annotated[
+        list[str] | None, typer.Option(help="SPDX licence identifier; may be repeated.")
+    ] = None,
+    audience: Annotated[
+        list[str] | None, typer.Option(help="Site the bundle is for; may be repeated.")
+    ] = None,
+    model_version: Annotated[str, typer.Option(help="Version of the content, free text.")] = "",
+    notes: Annotated[str, typer.Option(help="Text for the operator.")] = "",
+    refresh_by: Annotated[
+        str | None, typer.Option(help="Day by which the site should hear again.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="Day after which policy may refuse.")] = None,
+    site: Annotated[
+        list[Path] | None,
+        typer.Option("--for", help="Site report: say which variant fits there; may be repeated."),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Directory for quantized files; needs the largest one.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = os.cpu_count() or 1,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Pack a model into a signed bundle."""
+    sites = [(str(path), read_site(path)) for path in site or []]
+    profile = open_gguf(source).profile
+    read = _read_modelfile(modelfile)
+    licences = [_read_text(path) for path in licence or []]
+    issued, reproducible = _issued()
+    request = PackRequest(
+        source=source,
+        name=ModelName.parse(name),
+        out=out,
+        channel=channel,
+        seq=seq,
+        quantizations=tuple(one for one in quantize.split(",") if one.strip()),
+        include_source=include_source,
+        keys=_signing_keys(key, passphrase_file),
+        layers=model_layers(
+            read, template=_read_text(template) if template else None, licences=licences
+        ),
+        modelfile=read_bounded(modelfile, max_bytes=MAX_MODELFILE_BYTES) if modelfile else None,
+        licences=tuple(spdx or ()),
+        version=model_version,
+        audience=tuple(audience or ("*",)),
+        notes=notes,
+        refresh_by=_day(refresh_by, "refresh-by"),
+        expires=_day(expires, "expires"),
+        issued=issued,
+        reproducible=reproducible,
+        work=work or Path(tempfile.gettempdir()),
+        threads=threads,
+    )
+    plan = make_plan(request, profile)
+    print(f"packing {request.name} as {channel} {seq}")
+    print("\n".join(plan_lines(plan)), flush=True)
+    packed = pack_bundle(request, plan, screen_progress())
+    done = "already there, every byte checked" if packed.was_there else "packed and read back"
+    print(f"{done}: {Bytes(packed.manifest.totals.stored_bytes)} in {packed.directory}")
+    print(f"bundle     {packed.payload_digest}")
+    for one in request.keys:
+        print(f"signed by  {one.public_key.words()}")
+    for label, machine in sites:
+        print("\n".join(site_lines(packed.manifest, machine, label)))
+    print(f"safe to remove: {out}")
+
+
+@app.command()
+def sign(
+    bundle: Annotated[
+        Path, typer.Argument(help="Medium, bundle directory, or bundle.dsse.json alone.")
+    ],
+    key: Keys,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Add a signature to a finished bundle; the weights are not needed."""
+    opened = open_envelope(bundle)
+    for line in contents_lines(opened)[:-1]:
+        print(line)
+    signers = add_signature(opened, _signing_keys(key, passphrase_file))
+    for key_id in signers:
+        print(f"now signed by  {key_id[:16]} {key_words(key_id)}")
+
+
+@app.command()
+def contents(
+    bundle: Annotated[
+        Path, typer.Argument(help="Medium, bundle directory, or bundle.dsse.json alone.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what a bundle says it holds. Nothing is verified."""
+    opened = open_envelope(bundle)
+    if as_json:
+        print(json.dumps(contents_json(opened), indent=2))
+    else:
+        print("\n".join(contents_lines(opened)))
+
+
+def _signing_keys(paths: list[Path], passphrase_file: Path | None) -> tuple[SigningKey, ...]:
+    return tuple(
+        load_signing_key(path, lambda: _passphrase(passphrase_file, confirm=False))
+        for path in paths
+    )
+
+
+def _passphrase(file: Path | None, *, confirm: bool) -> bytes:
+    if file is not None:
+        # One line, as editors end it.
+        return read_bounded(file, max_bytes=_MAX_TEXT_BYTES).removesuffix(b"\n")
+    if PASSPHRASE_VARIABLE in os.environ:
+        return os.environb[PASSPHRASE_VARIABLE.encode()]
+    if not sys.stdin.isatty():
+        raise KeyFileError(
+            "passphrase: expected one, found none",
+            hint=f"set {PASSPHRASE_VARIABLE} or give --passphrase-file"
+            + (", or --no-passphrase" if confirm else ""),
+        )
+    asked: str = typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
+    return asked.encode()
+
+
+def _read_modelfile(path: Path | None) -> Modelfile:
+    if path is None:
+        return Modelfile()
+    text = decode(read_bounded(path, max_bytes=MAX_MODELFILE_BYTES))
+    for name in deprecated(text):
+        print(f"{PROGRAM}: warning: parameter {name} is deprecated", file=sys.stderr)
+    return parse(text, require_from=False)
+
+
+def _read_text(path: Path) -> str:
+    data = read_bounded(path, max_bytes=_MAX_TEXT_BYTES)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PackError(f"{path}: expected UTF-8 text, found other bytes") from error
+
+
+def _issued() -> tuple[datetime, bool]:
+    """The time of the statement, and whether it was given."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    if given is None:
+        return datetime.now(UTC), False
+    try:
+        return datetime.fromtimestamp(int(given), UTC), True
+    except (ValueError, OverflowError, OSError) as error:
+        raise PackError(
+            f"SOURCE_DATE_EPOCH: expected seconds since 1970, found {given!r}"
+        ) from error
+
+
+def _day(text: str | None, option: str) -> str | None:
+    """A day as the end of the statement's time, or a whole time as it is."""
+    if text is None:
+        return None
+    try:
+        moment = parse_time(text if "T" in text else f"{text}T00:00:00Z")
+    except ValueError as error:
+        raise PackError(f"{option}: expected a day such as 2027-02-21, found {text!r}") from error
+    return format_time(moment)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors go to stderr in one form."""
+    try:
+        code: Any = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", "", _EXIT_INTERRUPTED)
+    except typer.TyperException as error:
+        text = getattr(error, "format_message", error.__str__)()
+        return _complain(
+            text[:1].lower() + text[1:].rstrip("."), f"see: {PROGRAM} --help", _EXIT_USAGE
+        )
+    except BundleError as error:
+        return _complain(str(error), error.hint, error.exit_code)
+    except ProbeError as error:
+        code = _EXIT_MALFORMED if isinstance(error, GgufError) else _EXIT_FAILED
+        return _complain(str(error), error.hint, code)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"{PROGRAM}: hint: {hint}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))

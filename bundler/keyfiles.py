@@ -1,0 +1,82 @@
+"""Key files: make a pair, and read a signing key with its passphrase."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bundler.format.errors import BundleError, KeyFileError
+from bundler.format.fsio import atomic_write, create_new, read_bounded
+from bundler.format.keys import PublicKey, SigningKey
+
+PRIVATE_SUFFIX: Final = ".key"
+PUBLIC_SUFFIX: Final = ".pub"
+_MAX_KEY_BYTES: Final = 64 << 10
+
+
+def make_pair(stem: Path, passphrase: bytes | None) -> tuple[Path, Path, PublicKey]:
+    """Write ``<stem>.key``, readable by its owner only, and ``<stem>.pub``.
+
+    Args:
+        stem: path without suffix.
+        passphrase: encrypts the private file; ``None`` leaves it open.
+
+    Returns:
+        the private file, the public file, and the public key.
+
+    Raises:
+        KeyFileError: one of the files exists, or cannot be written.
+    """
+    private = stem.with_name(stem.name + PRIVATE_SUFFIX)
+    public = stem.with_name(stem.name + PUBLIC_SUFFIX)
+    for path in (private, public):
+        if path.exists() or path.is_symlink():
+            raise KeyFileError(f"{path}: expected no file, found one", hint="choose another name")
+    key = SigningKey.generate()
+    pem = key.dump(passphrase)
+    try:
+        create_new(private, pem, mode=0o600)
+        atomic_write(public, public_text(key.public_key, stem.name))
+    except FileExistsError as error:
+        raise KeyFileError(f"{private}: expected no file, found one") from error
+    except KeyFileError:
+        raise
+    except BundleError as error:
+        raise KeyFileError(str(error), hint=error.hint) from error
+    return private, public, key.public_key
+
+
+def public_text(key: PublicKey, label: str) -> bytes:
+    """Content of a public key file; `PublicKey.parse` reads it."""
+    lines = (
+        f"# satchel public key {label}",
+        f"# key id {key.key_id}",
+        f"# words  {key.words()}",
+        key.text(),
+    )
+    return "".join(line + "\n" for line in lines).encode("utf-8")
+
+
+def load_signing_key(path: Path, passphrase: Callable[[], bytes | None]) -> SigningKey:
+    """Read a private key file; the passphrase is asked for only when it is encrypted.
+
+    Raises:
+        KeyFileError: missing, readable by others, damaged, or the passphrase is wrong.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        pem = read_bounded(path, max_bytes=_MAX_KEY_BYTES)
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from error
+    except BundleError as error:
+        raise KeyFileError(str(error), hint=error.hint) from error
+    encrypted = b"ENCRYPTED" in pem
+    if mode & 0o077 and not encrypted and os.name == "posix":
+        raise KeyFileError(
+            f"{path}: expected a key that only its owner can read, found mode {mode:03o}",
+            hint=f"chmod 600 {path}",
+        )
+    return SigningKey.load(pem, passphrase() if encrypted else None)

@@ -1,0 +1,146 @@
+"""Write files to a medium under their digests, and read them back from it.
+
+Rules:
+ * a file gets its name, its digest, only when all its bytes are on the medium;
+ * what was written counts when it was read back from the medium itself, not from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bundler.format.digest import Digest
+from bundler.format.errors import DamagedError
+from bundler.format.fsio import drop_cache, open_regular, raise_io, write_all
+from bundler.format.manifest import BlobRef
+from bundler.progress import Advance
+
+_SYNC_BYTES: Final = 64 << 20
+"""Flushed this often, so that progress is what the medium took, not what the cache did."""
+_READ_BYTES: Final = 4 << 20
+
+
+class Sink:
+    """The directory ``blobs/sha256`` of a bundle being written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.written: dict[Digest, int] = {}
+        self._temporary = 0
+
+    def put(self, data: bytes) -> BlobRef:
+        """Write a small file; the same bytes are written once.
+
+        Raises:
+            NoSpaceError: the medium is full.
+            MediumError: it cannot be written.
+        """
+        digest = Digest.of(data)
+        if digest not in self.written:
+            with self.file() as file:
+                file.write(data)
+                file.close(digest)
+        return BlobRef(digest=digest, size_bytes=len(data))
+
+    @contextmanager
+    def file(self) -> Iterator[SinkFile]:
+        """A file that is named when it is closed, and removed when the block fails."""
+        self._temporary += 1
+        path = self.directory / f"part-{self._temporary}"
+        file = SinkFile(path, self)
+        try:
+            yield file
+        finally:
+            file.discard()
+
+
+class SinkFile:
+    """One file being written."""
+
+    def __init__(self, path: Path, sink: Sink) -> None:
+        self._path = path
+        self._sink = sink
+        self._unsynced = 0
+        self.size_bytes = 0
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise_io(error, path)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes.
+
+        Raises:
+            NoSpaceError: the medium is full.
+            MediumError: it cannot be written.
+        """
+        try:
+            write_all(self._fd, data)
+            self.size_bytes += len(data)
+            self._unsynced += len(data)
+            if self._unsynced >= _SYNC_BYTES:
+                os.fdatasync(self._fd)
+                self._unsynced = 0
+        except OSError as error:
+            raise_io(error, self._path)
+
+    def close(self, digest: Digest) -> None:
+        """Flush the file and give it its name.
+
+        Raises:
+            NoSpaceError: the medium is full.
+            MediumError: it cannot be written.
+        """
+        try:
+            os.fsync(self._fd)
+            self._close()
+            self._path.rename(self._sink.directory / digest.hex)
+        except OSError as error:
+            raise_io(error, self._path)
+        self._sink.written[digest] = self.size_bytes
+
+    def discard(self) -> None:
+        """Remove the file unless it was closed."""
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def read_back(directory: Path, files: Mapping[Digest, int], advance: Advance) -> None:
+    """Read every file from the medium, past the cache, and compare it with its name.
+
+    Args:
+        directory: where the files stand, named by digest.
+        files: sizes in bytes.
+        advance: told of bytes read.
+
+    Raises:
+        MissingBlobError: a file is gone.
+        DamagedError: the medium does not give back what was written to it.
+        MediumError: it cannot be read.
+    """
+    buffer = memoryview(bytearray(_READ_BYTES))
+    for digest, size_bytes in files.items():
+        with open_regular(directory / digest.hex, size_bytes=size_bytes) as file:
+            found = hashlib.sha256()
+            try:
+                drop_cache(file.fileno())
+                while got := file.readinto(buffer):
+                    found.update(buffer[:got])
+                    advance(got)
+            except OSError as error:
+                raise_io(error, directory / digest.hex)
+        if found.hexdigest() != digest.hex:
+            raise DamagedError(
+                f"{digest}: the medium does not give back what was written to it",
+                hint="the medium is faulty or counterfeit; use another one",
+            )

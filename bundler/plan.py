@@ -1,0 +1,192 @@
+"""What will be packed, how large it will be, and whether there is room for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from bundler.errors import PackError
+from bundler.format.errors import NoSpaceError
+from bundler.format.fsio import raise_io
+from bundler.format.keys import SigningKey
+from bundler.format.name import ModelName
+from bundler.format.statement import CHANNEL_PATTERN
+from bundler.format.strict import Reader
+from bundler.layers import Layers
+from bundler.quantize import check_quantization, estimate_bytes
+from hwprobe.gguf import ModelProfile
+from hwprobe.quantity import Bytes
+
+_OVERHEAD_BYTES: Final = 4 << 20
+"""Indexes, statement and OCI documents of an ordinary bundle, generously."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest:
+    """Everything that decides a bundle, and where to put it.
+
+    Attributes:
+        source: the GGUF file.
+        out: the root of the medium.
+        quantizations: variants to make from the source.
+        include_source: carry the source itself as a variant too.
+        keys: who signs.
+        layers: small files of the model.
+        modelfile: the Modelfile to carry along, as it was given.
+        licences: SPDX identifiers.
+        issued: time of the statement, aware.
+        reproducible: whether that time was given rather than taken from the clock.
+        work: directory for quantized files, removed one by one.
+        threads: CPU threads for quantizing.
+    """
+
+    source: Path
+    name: ModelName
+    out: Path
+    channel: str
+    seq: int
+    quantizations: tuple[str, ...] = ()
+    include_source: bool = False
+    keys: tuple[SigningKey, ...]
+    layers: Layers = ()
+    modelfile: bytes | None = None
+    licences: tuple[str, ...] = ()
+    version: str = ""
+    audience: tuple[str, ...] = ("*",)
+    notes: str = ""
+    refresh_by: str | None = None
+    expires: str | None = None
+    issued: datetime
+    reproducible: bool = False
+    work: Path
+    threads: int = 1
+
+    @property
+    def directory(self) -> Path:
+        """Where the bundle goes on the medium."""
+        return self.out / "satchel" / f"{self.channel}-{self.seq:06d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedVariant:
+    """One variant to be packed; ``size_bytes`` is an estimate unless it is the source."""
+
+    quantization: str
+    size_bytes: int
+    is_source: bool = False
+
+    @property
+    def id(self) -> str:
+        """Its name in the bundle."""
+        return self.quantization.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Variants in the order they are packed, and the room they need, in bytes."""
+
+    variants: tuple[PlannedVariant, ...]
+    medium_bytes: int
+    work_bytes: int
+
+
+def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
+    """Decide the variants and estimate their sizes.
+
+    Raises:
+        PackError: nothing to pack, a variant twice, or a source that cannot be quantized.
+    """
+    check_request(request)
+    planned = [
+        PlannedVariant(quantization=name, size_bytes=estimate_bytes(profile, name))
+        for name in (check_quantization(one, profile) for one in request.quantizations)
+    ]
+    if request.include_source or not planned:
+        planned.insert(
+            0,
+            PlannedVariant(
+                quantization=profile.quantization,
+                size_bytes=profile.file_size_bytes,
+                is_source=True,
+            ),
+        )
+    ids = [variant.id for variant in planned]
+    if len(set(ids)) != len(ids):
+        raise PackError(f"quantize: expected each variant once, found {', '.join(ids)}")
+    made = [variant.size_bytes for variant in planned if not variant.is_source]
+    small = sum(len(data) for _, data in request.layers) + len(request.modelfile or b"")
+    return Plan(
+        variants=tuple(planned),
+        medium_bytes=sum(variant.size_bytes for variant in planned) + small + _OVERHEAD_BYTES,
+        work_bytes=max(made, default=0),
+    )
+
+
+def check_request(request: PackRequest) -> None:
+    """Refuse what the format would refuse later, after hours of work.
+
+    Raises:
+        PackError: no key, or a field out of its form.
+        ManifestError: channel or sequence number out of their form.
+    """
+    if not request.keys:
+        raise PackError("key: expected at least one signing key, found none")
+    fields = {"channel": request.channel, "seq": request.seq}
+    with Reader(fields, "") as reader:
+        reader.text("channel", pattern=CHANNEL_PATTERN)
+        reader.integer("seq", at_least=1)
+
+
+def check_room(plan: Plan, out: Path, work: Path) -> None:
+    """Refuse before anything is written when it cannot fit.
+
+    Raises:
+        NoSpaceError: the medium or the work directory is too full.
+        MediumError: the free space cannot be read.
+    """
+    needs = [(out, plan.medium_bytes, "--out")]
+    if plan.work_bytes:
+        needs.append((work, plan.work_bytes, "--work"))
+    devices: dict[int, int] = {}
+    for path, need_bytes, option in needs:
+        existing = nearest_existing(path)
+        try:
+            status = os.statvfs(existing)
+            device = existing.stat().st_dev
+        except OSError as error:
+            raise_io(error, existing)
+        devices[device] = devices.get(device, 0) + need_bytes
+        free_bytes = status.f_bavail * status.f_frsize
+        if devices[device] > free_bytes:
+            raise NoSpaceError(
+                f"{path}: expected {Bytes(devices[device])} free, found {Bytes(free_bytes)}",
+                hint=f"give another place with {option}, or fewer variants",
+            )
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or its nearest ancestor that exists."""
+    absolute = path.absolute()
+    return next((one for one in (absolute, *absolute.parents) if one.exists()), Path("/"))
+
+
+def plan_lines(plan: Plan, medium_rates: Sequence[int] = (30, 100, 400)) -> tuple[str, ...]:
+    """The plan for people; minutes of copying at so many megabytes per second."""
+    lines = [
+        f"  {one.id:<10} {'' if one.is_source else 'about '}{Bytes(one.size_bytes)}"
+        for one in plan.variants
+    ]
+    seconds = [(rate, plan.medium_bytes / rate / 1e6) for rate in medium_rates]
+    times = ", ".join(f"{_duration(time)} at {rate} MB/s" for rate, time in seconds)
+    return (
+        *lines,
+        f"  together at most {Bytes(plan.medium_bytes)} on the medium: {times}",
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{max(seconds, 1):.0f} s"  # noqa: PLR2004
