@@ -191,6 +191,6 @@ def store_io(doing: str) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or "unknown error").lower()
         at = f" at {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpaceError(f"cannot {doing}: {reason}{at}", hint=_SPACE_HINT) from error
         raise StoreAccessError(f"cannot {doing}: {reason}{at}", hint=_ACCESS_HINT) from error

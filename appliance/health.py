@@ -56,7 +56,8 @@ def check_models(store: Store) -> Check:
         return Check(name="store", level=Level.WARNING, text=text)
     if not survey.models:
         return Check(name="store", level=Level.WARNING, text="no model is installed")
-    return Check(name="store", level=Level.OK, text=f"{len(survey.models)} models")
+    count = len(survey.models)
+    return Check(name="store", level=Level.OK, text=f"{count} model{'s' * (count > 1)}")
 
 
 def check_space(store: Store, *, reserve_bytes: int) -> Check:

@@ -333,13 +333,12 @@ def _install(plan: _Plan, admitted: Admitted, site: Site, writer: StoreWriter) -
         for planned in plan.names:
             origin = _provenance(planned, admitted, site)
             writer.point(planned.name, planned.manifest, provenance=origin)
-    # 9. The channel's counter, the journal, the receipt.
+    # 9. The journal, the receipt, the channel's counter.
     info = admitted.manifest.bundle
     after = admitted.policy.accept(info.channel, info.seq, admitted.verified.digest)
     changed = changed or after != before
     receipt = _receipt(plan, admitted, site, changed=changed)
     if changed:
-        save_policy(site.store.paths.trust, after)
         Journal(site.store.paths.journal).record(
             "imported",
             bundle=info.id,
@@ -348,7 +347,9 @@ def _install(plan: _Plan, admitted: Admitted, site: Site, writer: StoreWriter) -
             receipt=receipt.number,
             names=[entry.name for entry in receipt.installed],
         )
-        write_receipt(site.store.paths.journal, receipt)
+        write_receipt(site.store.paths.receipts, receipt)
+        # Last of all: a crash before this makes the next import of the bundle say it all again.
+        save_policy(site.store.paths.trust, after)
     return receipt
 
 
@@ -380,7 +381,7 @@ def _provenance(planned: _Planned, admitted: Admitted, site: Site) -> Provenance
 def _receipt(plan: _Plan, admitted: Admitted, site: Site, *, changed: bool) -> Receipt:
     info = admitted.manifest.bundle
     labels = admitted.policy.labels()
-    number, previous = last_receipt(site.store.paths.journal)
+    number, previous = last_receipt(site.store.paths.receipts)
     return Receipt(
         number=number + 1 if changed else 0,
         previous=previous if changed else "",

@@ -49,6 +49,11 @@ class Paths:
         return self.root / "satchel" / "journal"
 
     @property
+    def receipts(self) -> Path:
+        """One JSON document per import."""
+        return self.journal / "receipts"
+
+    @property
     def provenances(self) -> Path:
         """Records of origin by manifest digest."""
         return self.root / "satchel" / "provenance"
@@ -65,7 +70,7 @@ class Paths:
 
     def directories(self) -> tuple[Path, ...]:
         """Every directory of an empty store, parents first."""
-        own = (self.staging, self.journal, self.provenances, self.trust)
+        own = (self.staging, self.journal, self.receipts, self.provenances, self.trust)
         return (self.root, self.blobs, self.manifests, self.root / "satchel", *own)
 
     def blob(self, digest: Digest) -> Path:

@@ -18,7 +18,6 @@ from bundler.format import fsio
 from bundler.format.digest import Digest
 
 _NAME = re.compile(r"([0-9]{6,})\.json")
-_DIRECTORY = "receipts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +75,12 @@ class Receipt:
         return {**asdict(self), "signed_by": dict(self.signed_by)}
 
 
-def last_receipt(journal: Path) -> tuple[int, str]:
+def last_receipt(directory: Path) -> tuple[int, str]:
     """Number and digest of the newest receipt, or 0 and an empty text.
 
     Raises:
         StoreAccessError: the receipts cannot be read.
     """
-    directory = journal / _DIRECTORY
     with store_io("read the receipts"):
         if not directory.is_dir():
             return 0, ""
@@ -90,24 +88,22 @@ def last_receipt(journal: Path) -> tuple[int, str]:
         if not numbers:
             return 0, ""
         newest = max(numbers)
-        return newest, str(Digest.of(_path(journal, newest).read_bytes()))
+        return newest, str(Digest.of(_path(directory, newest).read_bytes()))
 
 
-def write_receipt(journal: Path, receipt: Receipt) -> Path:
+def write_receipt(directory: Path, receipt: Receipt) -> Path:
     """Write a receipt under its number; the caller holds the store's lock.
 
     Raises:
         NoSpaceError: the file system is full.
         StoreAccessError: it cannot be written.
     """
-    path = _path(journal, receipt.number)
+    path = _path(directory, receipt.number)
     with store_io("write the receipt"):
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        fsio.fsync_dir(path.parent.parent)
         data = json.dumps(receipt.to_json(), indent=1).encode() + b"\n"
         fsio.atomic_write(path, data, mode=0o644)
     return path
 
 
-def _path(journal: Path, number: int) -> Path:
-    return journal / _DIRECTORY / f"{number:06d}.json"
+def _path(directory: Path, number: int) -> Path:
+    return directory / f"{number:06d}.json"

@@ -31,6 +31,8 @@ __all__ = ["Store", "StoreFault", "StoreWriter", "Survey"]
 _BLOB_MODE = 0o444
 _FILE_MODE = 0o644
 _DIRECTORY_MODE = 0o755
+_TEMPORARY = ".*.part"
+"""How `fsio.atomic_write` calls a file that is not in place yet."""
 
 
 class Store(Catalogue):
@@ -53,10 +55,11 @@ class Store(Catalogue):
         try:
             _lock(descriptor)
             try:
-                yield StoreWriter(self)
+                writer = StoreWriter(self)
+                writer.finish()
+                yield writer
             finally:
-                # Whoever finds the lock free finds no stale process number in it either.
-                os.ftruncate(descriptor, 0)
+                _sign(descriptor, "")
         finally:
             os.close(descriptor)
 
@@ -86,6 +89,20 @@ class StoreWriter:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._paths = store.paths
+        self._former = store.paths.staging / "former"
+
+    def finish(self) -> None:
+        """Tidy up after a crash: temporary files, and a removal whose manifest was set aside.
+
+        Raises:
+            StoreAccessError: a file cannot be removed.
+        """
+        with store_io("remove temporary files"):
+            for directory in self._paths.directories():
+                for temporary in directory.glob(_TEMPORARY):
+                    temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._retire(self._former.read_bytes())
 
     def put(self, data: bytes) -> Digest:
         """Store a small file and return its digest; one that is there already is kept.
@@ -154,9 +171,10 @@ class StoreWriter:
             # Staged elsewhere: a temporary file beside the manifest would look like a tag.
             staged = self._paths.staging / "manifest"
             fsio.atomic_write(staged, manifest, mode=_FILE_MODE)
+            self._set_aside(former)
             staged.replace(reference)
             fsio.fsync_dir(reference.parent)
-        return self.release(former) if former is not None else 0
+        return self._retire(former)
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Give a model one more name; the manifest's bytes, and so its id, stay the same.
@@ -182,16 +200,29 @@ class StoreWriter:
         spelled = self.store.canonical(name)
         reference = self._paths.reference(spelled)
         former = self._peek(spelled)
+        if not reference.is_file():
+            raise ModelMissingError(f"model '{name.short()}' not found")
         with store_io(f"remove {spelled.short()}"):
-            try:
-                reference.unlink()
-            except FileNotFoundError as error:
-                raise ModelMissingError(f"model '{name.short()}' not found") from error
+            # A rename needs no room: removing must work on a full disk.
+            reference.replace(self._former)
             fsio.fsync_dir(reference.parent)
+            fsio.fsync_dir(self._former.parent)
             for parent in list(reference.relative_to(self._paths.manifests).parents)[:-1]:
                 with contextlib.suppress(OSError):  # not empty: another name lives there
                     (self._paths.manifests / parent).rmdir()
-        return self.release(former) if former is not None else 0
+        return self._retire(former)
+
+    def _set_aside(self, former: bytes | None) -> None:
+        """Keep a manifest that is about to lose its name until its files are gone too."""
+        if former is not None:
+            fsio.atomic_write(self._former, former, mode=_FILE_MODE)
+
+    def _retire(self, former: bytes | None) -> int:
+        """Remove what only this manifest used, and then the manifest that was set aside."""
+        freed_bytes = 0 if former is None else self.release(former)
+        with store_io("remove a former manifest"):
+            self._former.unlink(missing_ok=True)
+        return freed_bytes
 
     def _peek(self, name: ModelName) -> bytes | None:
         try:
@@ -243,9 +274,16 @@ def _lock(descriptor: int) -> None:
             f"the store is being written by process {holder or 'unknown'}",
             hint="wait until it has finished",
         ) from error
-    with store_io("take the store's lock"):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    _sign(descriptor, str(os.getpid()))
+
+
+def _sign(descriptor: int, holder: str) -> None:
+    """Write who holds the lock, always as many bytes, so that a full disk does not matter.
+
+    Failing to say so is no reason not to hold it.
+    """
+    with contextlib.suppress(OSError):
+        os.pwrite(descriptor, f"{holder:<15}\n".encode(), 0)
 
 
 def _make_directory(path: Path) -> None:

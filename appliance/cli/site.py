@@ -108,7 +108,10 @@ def health_command(
     host: HostOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Check store, space and server; exit 0 ok, 1 warning, 2 critical, 3 unknown."""
+    """Check store, space and server.
+
+    Exit codes are those of monitoring: 0 ok, 1 warning, 2 critical, 3 unknown.
+    """
     try:
         loaded = load_config(config, store)
         client = server(loaded, host)
