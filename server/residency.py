@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hwprobe.placement import Wish
 from hwprobe.quantity import Bytes
 from server.residents import (
     MODELS,
@@ -35,7 +36,6 @@ from server.residents import (
     Resident,
     Ticket,
     Unload,
-    Wish,
     add,
     cheapest,
     covers,
@@ -56,12 +56,10 @@ __all__ = [
     "Resident",
     "Ticket",
     "Unload",
-    "Wish",
 ]
 
 BUSY_TEXT = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's text, with its two spaces."""
-
 STOPPING_TEXT = "server is stopping"
 
 
@@ -102,11 +100,9 @@ class Residency:
         self._draining = False
         self._last_load_id = 0
 
-    # --- what there is ----------------------------------------------------------------------
-
     @property
     def residents(self) -> tuple[Resident, ...]:
-        """All models that take memory, in the order they were loaded."""
+        """All models that take memory, oldest first."""
         return tuple(self._residents.values())
 
     @property
@@ -125,20 +121,20 @@ class Residency:
         total.pop(MODELS, None)
         return total
 
-    def will_do(self, key: str, wish: Wish) -> bool:
-        """Whether a request needs no choices: its model is loaded or loading, and suits it."""
+    def needs_plan(self, key: str, wish: Wish) -> bool:
+        """Whether a request must bring choices: no model will do, and there is room to wait."""
+        if self._draining or len(self._queue) >= self._max_queue:
+            return False
         own = self._find(key)
         if own is None or not (own.open or own.phase is Phase.LOADING):
-            return False
-        return suits(own, Request(ticket=Ticket(0), key=key, wish=wish))
+            return True
+        return not suits(own, Request(ticket=Ticket(0), key=key, wish=wish))
 
     def next_deadline(self) -> float | None:
         """When `tick` will have something to do, if nothing happens before."""
         times = [resident.expires_s for resident in self._residents.values()]
         times += [waiting.claims_s for waiting in self._queue.values()]
         return min((time_s for time_s in times if time_s is not None), default=None)
-
-    # --- events -----------------------------------------------------------------------------
 
     def request(self, now: float, request: Request) -> list[Effect]:
         """A request has come: it is granted, refused, or waits."""
@@ -151,7 +147,7 @@ class Residency:
             return [self._grant(own, request), *self._advance(now)]
         if len(self._queue) >= self._max_queue:
             return [_refuse(request, Reason.BUSY, BUSY_TEXT)]
-        assert request.choices or self.will_do(request.key, request.wish)
+        assert request.choices or not self.needs_plan(request.key, request.wish)
         self._queue[request.ticket] = _Waiting(request=request, arrived_s=now)
         return self._advance(now)
 
@@ -178,16 +174,23 @@ class Residency:
             effects.append(_refuse(request, Reason.LOAD_FAILED, message))
         return effects + self._advance(now)
 
-    def unloaded(self, now: float, load_id: LoadId) -> list[Effect]:
-        """A model has gone, because it was told to or because it died."""
+    def died(self, now: float, load_id: LoadId) -> list[Effect]:
+        """A loaded model has crashed: its requests are over; its memory until `unloaded` is not."""
         resident = self._residents.get(load_id)
-        if resident is None:
+        if resident is None or resident.phase is not Phase.READY:
             return []
-        if resident.phase is Phase.LOADING:
-            return self.load_failed(now, load_id, "the model's runner has gone")
-        del self._residents[load_id]
         for ticket in resident.in_flight:
             del self._granted[ticket]
+        resident.in_flight.clear()
+        resident.phase = Phase.UNLOADING
+        return self._advance(now)
+
+    def unloaded(self, now: float, load_id: LoadId) -> list[Effect]:
+        """The memory of a model that was told to leave, or that died, is free."""
+        resident = self._residents.get(load_id)
+        if resident is None or resident.phase is not Phase.UNLOADING:
+            return []
+        del self._residents[load_id]
         return self._advance(now)
 
     def finished(self, now: float, ticket: Ticket) -> list[Effect]:
@@ -358,8 +361,7 @@ class Residency:
         return Load(load_id=load_id, request=request, choice=choice)
 
     def _find(self, key: str) -> Resident | None:
-        of_key = (r for r in self._residents.values() if r.request.key == key)
-        return next(of_key, None)
+        return next((r for r in self._residents.values() if r.request.key == key), None)
 
     def _waiting_for(self, resident: Resident) -> list[Request]:
         return [

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NewType, Protocol
+from typing import NewType
 
+from hwprobe.placement import Wish
 from hwprobe.settings import EngineSettings
 
 Ticket = NewType("Ticket", int)
@@ -20,30 +21,6 @@ MODELS = "models"
 
 COMPARED = ("num_ctx", "num_batch", "num_gpu", "threads", "use_mmap")
 """Settings a request may ask for. The others are the operator's, the same for all requests."""
-
-
-class Wish(Protocol):
-    """What a request asks of the load; ``None`` leaves it open."""
-
-    @property
-    def num_ctx(self) -> int | None:
-        """Context per slot, in tokens."""
-
-    @property
-    def num_batch(self) -> int | None:
-        """Most tokens per decode call."""
-
-    @property
-    def num_gpu(self) -> int | None:
-        """Layers on GPUs."""
-
-    @property
-    def threads(self) -> int | None:
-        """CPU threads."""
-
-    @property
-    def use_mmap(self) -> bool | None:
-        """Whether to map the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +39,7 @@ class Request:
         ticket: chosen by the shell, never used twice.
         key: which weights and adapters.
         wish: what it asks of the load.
-        choices: ways to load it, the best first; may be empty if `Residency.will_do`.
+        choices: ways to load it, the best first; may be empty unless `Residency.needs_plan`.
         keep_alive_s: seconds it stays once idle; negative means for ever. The latest request's
             value replaces earlier ones.
         pinned: never leaves to make room, nor by ``keep_alive_s``; its settings suit everyone.
@@ -232,16 +209,23 @@ def suits(resident: Resident, request: Request) -> bool:
     if resident.request.pinned:
         return True
     for name in COMPARED:
-        asked = getattr(request.wish, name)
+        asked = _asked(request.wish, name)
         planned = [getattr(choice.settings, name) for choice in request.choices[:1]]
         have = getattr(resident.settings, name)
-        before = getattr(resident.request.wish, name)
+        before = _asked(resident.request.wish, name)
         if asked is None or asked in {have, before} or have in planned:
             continue
         if name == "num_ctx" and ((before or 0) >= asked or have >= min([asked, *planned])):
             continue
         return False
     return True
+
+
+def _asked(wish: Wish, name: str) -> int | None:
+    """What a wish insists on; a negative ``num_gpu`` and no ``threads`` are left open, too."""
+    value: int | None = getattr(wish, name)
+    left_open = (name == "num_gpu" and (value or 0) < 0) or (name == "threads" and not value)
+    return None if left_open else value
 
 
 def cheapest(

@@ -379,6 +379,8 @@ class Runner:
             tell = None if self._stopping else self._on_exit
         self._dead.set()
         self._settled.set()
+        if tell is not None:  # first, so that whoever tries again gets another runner
+            tell(self._crash())
         for stream in streams.values():
             stream.put(self._crash())
         for inbox in calls.values():
@@ -386,8 +388,6 @@ class Runner:
         if not self._stopping:
             _LOG.warning("runner %d: %s", self.pid, self._epitaph)
         self._channel.close()
-        if tell is not None:
-            tell(self._crash())
         self._child.read_log()
 
 

@@ -152,7 +152,7 @@ class FakeRunner:
 
     def _drain(self) -> None:
         """Take every command there is; wait for one when there is nothing to do."""
-        idle = not self._running or bool(self._script.get("hang"))
+        idle = not (self._running or self._waiting) or bool(self._script.get("hang"))
         while True:
             try:
                 self._obey(self._commands.get(block=idle))

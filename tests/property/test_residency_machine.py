@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from hwprobe.placement import Wish
 from hwprobe.settings import EngineSettings
 from server.residency import (
     Choice,
@@ -42,15 +43,6 @@ NEEDS = {
     "pinned": {"host": 2},
     "too big": {"host": 11},
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskedFor:
-    num_ctx: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    threads: int | None = None
-    use_mmap: bool | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,8 +153,18 @@ class ResidencyMachine(RuleBasedStateMachine):
         *,
         smaller: bool,
     ) -> None:
-        wish = AskedFor(num_ctx=num_ctx, num_batch=batch)
-        engine = EngineSettings(num_ctx=num_ctx or 256, num_batch=batch or 512, num_ubatch=64)
+        self.submit(key, Wish(num_ctx=num_ctx, num_batch=batch), keep_alive_s, smaller=smaller)
+
+    @precondition(lambda self: self.in_phase(Phase.READY))
+    @rule(data=st.data(), keep_alive_s=st.sampled_from([-1.0, 0.0, 3.0]))
+    def request_for_a_loaded_model(self, data: st.DataObject, keep_alive_s: float) -> None:
+        load_id = data.draw(st.sampled_from(self.in_phase(Phase.READY)))
+        self.submit(self.seen[load_id].request.key, Wish(), keep_alive_s, smaller=False)
+
+    def submit(self, key: str, wish: Wish, keep_alive_s: float, *, smaller: bool) -> None:
+        engine = EngineSettings(
+            num_ctx=wish.num_ctx or 256, num_batch=wish.num_batch or 512, num_ubatch=64
+        )
         choices = [Choice(settings=engine, need_bytes=NEEDS[key])]
         if smaller:
             choices.append(Choice(settings=engine, need_bytes={"host": NEEDS[key]["host"]}))
@@ -170,7 +172,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             ticket=self.new_ticket(),
             key=key,
             wish=wish,
-            choices=() if self.core.will_do(key, wish) else tuple(choices),
+            choices=tuple(choices) if self.core.needs_plan(key, wish) else (),
             keep_alive_s=keep_alive_s,
             pinned=key == "pinned",
         )
@@ -219,8 +221,9 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def crashes(self, data: st.DataObject) -> None:
         load_id = data.draw(st.sampled_from(self.in_phase(Phase.READY)))
-        orphans = self.seen.pop(load_id).in_flight
-        self.carry_out(self.core.unloaded(self.now, load_id))
+        seen = self.seen[load_id]
+        orphans, seen.in_flight, seen.phase = seen.in_flight, set(), Phase.UNLOADING
+        self.carry_out(self.core.died(self.now, load_id))
         for ticket in orphans:
             assert self.core.finished(self.now, ticket) == []
 
@@ -280,6 +283,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert self.core.finished(self.now, ticket) == []
         assert self.core.loaded(self.now, load_id) == []
         assert self.core.load_failed(self.now, load_id, "x") == []
+        assert self.core.died(self.now, load_id) == []
         assert self.core.unloaded(self.now, load_id) == []
 
     # --- what always holds ----------------------------------------------------------------------

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwprobe.placement import Wish
 from hwprobe.settings import EngineSettings
 from server.residency import (
     Choice,
@@ -26,15 +26,6 @@ from server.residency import (
 
 GIB = 1 << 30
 HOST = {"host": 10 * GIB}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskedFor:
-    num_ctx: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    threads: int | None = None
-    use_mmap: bool | None = None
 
 
 def engine(**values: Any) -> EngineSettings:
@@ -61,7 +52,7 @@ class Bench:
     ) -> tuple[Ticket, list[Effect]]:
         """Ask for a model of so many GiB on the host, loaded the way the wish says."""
         ticket = Ticket(next(self._numbers))
-        asked = AskedFor(**wish)
+        asked = Wish(**wish)
         planned = {name: value for name, value in wish.items() if value is not None}
         request = Request(
             ticket=ticket,
@@ -199,8 +190,9 @@ def test_smaller_context_uses_the_larger_one() -> None:
 
 def test_open_wish_never_reloads() -> None:
     bench = Bench()
-    bench.have("a", num_ctx=512, num_batch=64, threads=1, use_mmap=False)
+    bench.have("a", num_ctx=512, num_batch=64, num_gpu=3, threads=1, use_mmap=False)
     assert kinds(bench.ask("a")[1]) == ["Grant"]
+    assert kinds(bench.ask("a", choices=(choice(1),), num_gpu=-1, threads=0)[1]) == ["Grant"]
 
 
 @pytest.mark.parametrize(
@@ -395,8 +387,10 @@ def test_memory_of_a_crashed_model_is_free_and_its_requests_are_forgotten() -> N
     bench = Bench()
     ticket = bench.use("a", 8)
     bench.ask("b", 8)
-    assert kinds(bench.core.unloaded(0, bench.id_of("a"))) == ["Load"]
+    dead = bench.id_of("a")
+    assert bench.core.died(0, dead) == []
     assert bench.finish(ticket) == []
+    assert kinds(bench.core.unloaded(0, dead)) == ["Load"]
 
 
 # --- fairness -----------------------------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""What a request asks the scheduler for, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hwprobe import errors as probe_errors
+from hwprobe.placement import Placement, Wish
+from hwprobe.settings import EngineSettings
+from server.errors import DoesNotFitError
+from server.residents import Choice
+from server.runner.process import Runner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What the operator may set.
+
+    Attributes:
+        max_queue: most requests that wait for a load. Default 512, as Ollama's.
+        max_loaded_models: 0 means as many as fit.
+        keep_alive_s: for requests that name none; negative means for ever.
+        patience_s: see `server.residency.Residency`.
+        stop_grace_s: what a runner may take to end by itself when it is unloaded.
+    """
+
+    max_queue: int = 512
+    max_loaded_models: int = 0
+    keep_alive_s: float = 300.0
+    patience_s: float = 5.0
+    stop_grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a request wants to use.
+
+    Attributes:
+        name: for display, as ``ps`` shows it.
+        key: digest of the weights and the adapters; one runner serves one key.
+        model_path: the GGUF file.
+        adapters: LoRA files and their scales.
+        plan: places the model when so many bytes per pool are taken; raises
+            `hwprobe.errors.DoesNotFitError`.
+        wish: the same wish that ``plan`` places with.
+        keep_alive_s: ``None`` is the server's default.
+        pinned: it never leaves to make room.
+    """
+
+    name: str
+    key: str
+    model_path: Path
+    plan: Callable[[Mapping[str, int]], Placement]
+    wish: Wish = field(default_factory=Wish)
+    adapters: tuple[tuple[str, float], ...] = ()
+    keep_alive_s: float | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model in memory, for ``ps``.
+
+    Attributes:
+        name: of the request it was loaded for.
+        key: see `Demand`.
+        size_bytes: what it takes by the estimate, all pools together.
+        vram_bytes: of these, outside host memory.
+        num_ctx: context of one slot, in tokens.
+        settings: what it was loaded with.
+        expires_at_s: on the scheduler's clock; ``None`` means it stays. While in use: as if it
+            became idle now.
+        in_flight: requests that use it.
+        pid: of its runner.
+    """
+
+    name: str
+    key: str
+    size_bytes: int
+    vram_bytes: int
+    num_ctx: int
+    settings: EngineSettings
+    expires_at_s: float | None
+    in_flight: int
+    pid: int
+
+
+class Lease:
+    """The right to use a runner, until it is closed. A context manager.
+
+    Attributes:
+        runner: the process that holds the model.
+        settings: what the model was loaded with.
+        load_s: seconds the request waited for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        settings: EngineSettings,
+        load_s: float,
+        give_back: Callable[[], None],
+    ) -> None:
+        self.runner = runner
+        self.settings = settings
+        self.load_s = load_s
+        self._give_back = give_back
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the runner has gone; what it has not said, a new lease can still get."""
+        return not self.runner.alive
+
+    def close(self) -> None:
+        """Give the runner back; more often than once changes nothing."""
+        self._give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def choices_for(
+    demand: Demand, taken: Mapping[str, int], pinned: Mapping[str, int]
+) -> tuple[Choice, ...]:
+    """The ways to load a model, the best first: with what is free now, or after others left.
+
+    What fits beside the others comes first unless it costs context or GPU layers.
+
+    Args:
+        demand: the model and its plan.
+        taken: bytes per pool that all other models take.
+        pinned: of these, by models that will not leave.
+
+    Raises:
+        DoesNotFitError: it does not fit even after the others left.
+    """
+    alone = _placed(demand, pinned)
+    if taken == pinned:
+        return (alone,)
+    try:
+        beside = _placed(demand, taken)
+    except DoesNotFitError:
+        return (alone,)
+    as_good = (beside.settings.num_gpu, beside.settings.num_ctx) == (
+        alone.settings.num_gpu,
+        alone.settings.num_ctx,
+    )
+    return (beside, alone) if as_good else (alone, beside)
+
+
+def _placed(demand: Demand, taken: Mapping[str, int]) -> Choice:
+    try:
+        placement = demand.plan(taken)
+    except probe_errors.DoesNotFitError as error:
+        raise DoesNotFitError(str(error), hint=error.hint) from error
+    need = placement.estimate
+    return Choice(
+        settings=placement.settings,
+        need_bytes={pool: need.total_bytes(pool) for pool in need.pools},
+    )
