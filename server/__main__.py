@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from appliance.store import Store
 from hwprobe.budgets import pool_budgets
 from hwprobe.engine import EngineRecords, engine_build_id, engine_info
 from hwprobe.errors import EngineCheckError, ProbeError
+from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
 from server.access import Keys, load_keys, refuse_public_without_keys
@@ -43,7 +45,8 @@ from server.listener import (
     threads_needed,
 )
 from server.planner import Machines, Planner, SelfTest
-from server.scheduler import Scheduler
+from server.runner.process import Runner, RunnerLimits
+from server.scheduler import Scheduler, SchedulerLimits
 
 PROGRAM = "satchel-server"
 LOG = logging.getLogger("satchel.server")
@@ -52,7 +55,7 @@ MAX_IN_FLIGHT = 64
 """Requests that may generate at the same time, over all models, before others count as waiting.
 Models decode a few at once and queue the rest themselves; more only cost threads."""
 
-MAX_THREADS_QUEUE = 1024
+MAX_QUEUE = 1024
 """Waiting requests beyond this are refused, whatever ``server.max_queue`` says: each waits in a
 thread, and more threads than this cost more than their clients' patience is worth."""
 
@@ -101,7 +104,7 @@ def _run(
     arguments: argparse.Namespace,
 ) -> None:
     machine = _inventory()
-    max_queue = min(config.server.max_queue, MAX_THREADS_QUEUE)
+    max_queue = max(1, min(config.server.max_queue, MAX_QUEUE))
     records = EngineRecords(
         config.store.path / "satchel" / "engine",
         build_id=engine_build_id(),
@@ -109,9 +112,16 @@ def _run(
     )
     scheduler = Scheduler(
         budgets=pool_budgets(machine, {}),
-        max_loaded_models=config.server.max_loaded_models,
-        max_queue=max_queue,
-        gate=SelfTest(records),
+        check=SelfTest(records),
+        free_bytes=_free_gpu_bytes if machine.gpus else dict,
+        start_runner=functools.partial(
+            Runner.spawn, limits=RunnerLimits(load_s=config.server.load_timeout_s or math.inf)
+        ),
+        limits=SchedulerLimits(
+            max_queue=max_queue,
+            max_loaded_models=config.server.max_loaded_models,
+            keep_alive_s=config.server.keep_alive_s,
+        ),
     )
     catalogue = Catalogue(store)
     answerer = Answerer(
@@ -240,6 +250,11 @@ def _gpu_offload() -> bool:
     except EngineCheckError as error:
         LOG.warning("the engine cannot be asked about GPUs: %s", error)
         return False
+
+
+def _free_gpu_bytes() -> dict[str, int]:
+    """Free memory of every GPU, for the scheduler to see a runner's memory come back."""
+    return {gpu_pool(gpu.index): gpu.free_bytes for gpu in take_inventory().gpus}
 
 
 def _gpu_names(machine: Machine) -> tuple[str, ...]:

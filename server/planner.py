@@ -15,14 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from appliance.config import Config
 from hwprobe.engine import EngineRecords, checked_settings
-from hwprobe.errors import EngineCheckError
+from hwprobe.errors import EngineCheckError, GgufError
+from hwprobe.gguf import model_profile, read_header
 from hwprobe.machine import Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
-from hwprobe.profile import ModelProfile
 from hwprobe.settings import EngineSettings, KvType
 from server.catalogue import ServedModel
 from server.chat import LoadOptions
@@ -38,35 +37,27 @@ some milliseconds, with NVIDIA cards some tens."""
 _KV_TYPES: Mapping[str, KvType] = {"f16": "f16", "q8_0": "q8_0", "q4_0": "q4_0"}
 
 
-class Gate(Protocol):
-    """Decides what a planned configuration may be served with."""
-
-    def __call__(
-        self, model_path: Path, profile: ModelProfile, settings: EngineSettings
-    ) -> EngineSettings:
-        """The settings to serve with."""
-
-
 class SelfTest:
-    """The gate: settings that were tried on this machine, or safer ones."""
+    """What the scheduler checks a load with: settings tried on this machine, or safer ones."""
 
     def __init__(self, records: EngineRecords) -> None:
         self._records = records
         self._one_at_a_time = threading.Lock()
 
-    def __call__(
-        self, model_path: Path, profile: ModelProfile, settings: EngineSettings
-    ) -> EngineSettings:
+    def __call__(self, model_path: Path, settings: EngineSettings) -> EngineSettings:
         """Try the settings unless a verdict is on record.
 
         Raises:
-            LoadFailedError: not even the safest settings work.
+            LoadFailedError: not even the safest settings work, or the file is not a model.
         """
         with self._one_at_a_time:
             try:
+                profile = model_profile(read_header(model_path))
                 checked = checked_settings(model_path, profile, settings, records=self._records)
-            except EngineCheckError as error:
+            except (EngineCheckError, GgufError) as error:
                 raise LoadFailedError(str(error), hint=error.hint) from error
+            except OSError as error:
+                raise LoadFailedError(f"the model cannot be read: {error.strerror}") from error
         for line in checked.refused:
             LOG.warning("the engine's self-test failed, serving with safer settings: %s", line)
         return checked.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,7 @@ def _render(
 
     Raises:
         BadRequestError: it has none that can be used, or the template refuses the messages.
+        ServerError: the template is broken.
     """
     traits = model.traits
     if traits.jinja is None:
@@ -115,11 +117,45 @@ def _render(
                 "raw mode works"
             )
         return "".join(message.content for message in messages if message.role != "system")
-    template = JinjaTemplate(traits.jinja, traits.bos_token, traits.eos_token)
-    kwargs: dict[str, Any] = {}
-    return template.render(
-        messages, tools, add_generation_prompt=True, enable_thinking=bool(think), **kwargs
+    variables: dict[str, Any] = {"enable_thinking": bool(think), "thinking": bool(think)}
+    if isinstance(think, str):
+        variables["reasoning_effort"] = think
+    return _template(traits.jinja, traits.bos_token, traits.eos_token).render(
+        [_message(message) for message in messages],
+        [_tool(tool) for tool in tools] or None,
+        **variables,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _template(source: str, bos_token: str, eos_token: str) -> JinjaTemplate:
+    return JinjaTemplate(source, bos_token=bos_token, eos_token=eos_token)
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message as templates know it: OpenAI's form, arguments as an object."""
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thinking:
+        shown["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        shown["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_name:
+        shown["name"] = message.tool_name
+    if message.tool_call_id:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """A tool as the client sent it, with its type."""
+    return {"type": "function", **tool.raw}
 
 
 def _check_context(context: tuple[int, ...], n_vocab: int) -> None:

@@ -87,7 +87,7 @@ class Ps:
         return self._now_ns() + round((model.expires_at_s - self._now_s()) * NS_PER_S)
 
     def _entry(self, model: LoadedModel, expires_ns: int) -> Json:
-        found = self._catalogue.find(ModelName.parse(model.name))
+        found = self._find(model.name)
         return {
             "name": model.name,
             "model": model.name,
@@ -98,6 +98,13 @@ class Ps:
             "size_vram": model.vram_bytes,
             "context_length": model.num_ctx,
         }
+
+    def _find(self, name: str) -> ServedModel | None:
+        """The model if it is still installed and whole; one in memory is listed either way."""
+        try:
+            return self._catalogue.find(ModelName.parse(name))
+        except ServerError:
+            return None
 
 
 class Show:
