@@ -112,6 +112,7 @@ def served(model: InstalledModel) -> ServedModel:
     """
     try:
         traits = _traits(model.model_path)
+        _ = model.profile  # read now, so that what uses it need not expect a damaged file
     except GgufError as error:
         raise LoadFailedError(f"{model.name.short()}: {error}") from error
     except OSError as error:

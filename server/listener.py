@@ -56,6 +56,10 @@ IDLE_CONNECTION_S = 120
 TICK_S = 0.2
 """How often the loop looks whether to stop. The answers' bytes wake it at once."""
 
+FLUSH_S = 1.0
+"""How long the last bytes of the last answers may take. Loopback takes a millisecond; a client
+that does not read is not waited for."""
+
 LISTEN_FDS_START = 3
 """First descriptor a service manager passes. Source: sd_listen_fds(3)."""
 
@@ -248,12 +252,17 @@ class Listener:
                 waitress.wasyncore.dispatcher.close(dispatcher)
 
     def _flush(self) -> None:
-        """Send what finished answers have left in their buffers."""
-        deadline_s = time.monotonic() + 1.0
-        while time.monotonic() < deadline_s and any(
-            getattr(channel, "total_outbufs_len", 0) for channel in self._map.values()
-        ):
+        """Send what finished answers have left in their buffers, and close what is to close."""
+        deadline_s = time.monotonic() + FLUSH_S
+        while time.monotonic() < deadline_s and any(map(_unfinished, self._map.values())):
             self._turn()
+
+
+def _unfinished(dispatcher: Any) -> bool:
+    """Whether a connection still has bytes to send, or waits to be closed."""
+    return isinstance(dispatcher, waitress.channel.HTTPChannel) and bool(
+        dispatcher.total_outbufs_len or dispatcher.close_when_flushed or dispatcher.will_close
+    )
 
 
 class _ErrorTask(waitress.task.ErrorTask):  # type: ignore[misc]  # the library has no types
