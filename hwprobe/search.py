@@ -169,9 +169,9 @@ class Search:
         """``number`` layers on the ``count`` roomiest GPUs, in shares of their budgets."""
         if number == 0 or len(self.gpus) == 1:
             return replace(settings, num_gpu=number)
-        room = {gpu.index: max(0, self.budgets[gpu_pool(gpu.index)]) for gpu in self.gpus}
+        room = {gpu.index: max(1, self.budgets[gpu_pool(gpu.index)]) for gpu in self.gpus}
         chosen = sorted(room, key=lambda index: (-room[index], index))[:count]
-        whole = sum(room[index] for index in chosen) or 1
+        whole = sum(room[index] for index in chosen)
         bounds, running = [], 0
         for gpu in self.gpus:
             running += room[gpu.index] if gpu.index in chosen else 0

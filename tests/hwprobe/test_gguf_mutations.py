@@ -164,7 +164,7 @@ def test_what_is_written_is_read(
 def test_sparse_file_of_many_gigabytes_is_read_by_its_header_alone(tmp_path: Path) -> None:
     tensors = [Tensor(f"blk.{n}.ffn_up.weight", (8192, 28673), "F16") for n in range(40)]
     path = write_gguf(tmp_path / "x", {}, tensors, sparse=True)
-    assert path.stat().st_size > 18 << 30
+    assert path.stat().st_size > 17 << 30
     assert len(read_header(path).tensors) == 40
 
 

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwprobe.budgets import gpu_reserve_bytes, host_reserve_bytes, pool_budgets
+from hwprobe.errors import DoesNotFitError
+from hwprobe.estimate import HOST, layer_pools
+from hwprobe.gguf import ModelProfile, model_profile, read_header
+from hwprobe.machine import Board, Cpu, Gpu, Machine, Memory, Nvidia
+from hwprobe.placement import Candidate, Placement, Wish, place
+from tests.fakes.synthetic_models import FAMILIES, write_family
+
+DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def profiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelProfile]:
+    directory = tmp_path_factory.mktemp("families")
+    files = {"demo": DEMO, **{name: write_family(name, directory) for name in FAMILIES}}
+    for kind in ("Q8_0", "Q6_K", "Q4_K", "Q2_K"):
+        (directory / kind).mkdir()
+        files[kind] = write_family("llama-8b", directory / kind, ggml_type=kind, output_type=kind)
+    return {name: model_profile(read_header(file)) for name, file in files.items()}
+
+
+def _host(size_bytes: int, *, board: Board | None = None, gpus: tuple[Gpu, ...] = ()) -> Machine:
+    return Machine(
+        cpu=Cpu(online=8, allowed=8, allowed_cores=8, big_cores=8, features=("avx2",)),
+        memory=Memory(total_bytes=size_bytes, available_bytes=size_bytes),
+        board=board or Board(),
+        gpus=gpus,
+        engine_offload=bool(gpus),
+    )
+
+
+def _gpu(index: int, size_bytes: int, **facts: object) -> Gpu:
+    gpu = Gpu(index=index, total_bytes=size_bytes, free_bytes=size_bytes, compute_capability=(8, 9))
+    return replace(gpu, **facts)  # type: ignore[arg-type]
+
+
+def _variants(profiles: dict[str, ModelProfile]) -> list[Candidate]:
+    return [
+        Candidate(variant=name, profile=profiles[name]) for name in ("Q2_K", "Q8_0", "Q4_K", "Q6_K")
+    ]
+
+
+def _one(profiles: dict[str, ModelProfile], name: str) -> list[Candidate]:
+    return [Candidate(variant=name, profile=profiles[name])]
+
+
+def test_no_candidate_is_a_refusal() -> None:
+    with pytest.raises(DoesNotFitError, match="no variant to choose from"):
+        place(_host(GIB), [], Wish())
+
+
+def test_model_larger_than_memory_is_refused_with_need_budget_and_shortfall(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    with pytest.raises(DoesNotFitError, match="Q2_K") as caught:
+        place(_host(2 * GIB), _variants(profiles), Wish())
+    rejected = {one.variant: one for one in caught.value.rejected}
+    assert set(rejected) == {"Q2_K", "Q4_K", "Q6_K", "Q8_0"}
+    for one in rejected.values():
+        assert one.pool == HOST
+        assert one.need_bytes - one.budget_bytes == one.shortfall_bytes > 0
+    assert rejected["Q2_K"].shortfall_bytes < rejected["Q8_0"].shortfall_bytes
+    assert "smaller variant" in caught.value.hint
+
+
+def test_wished_context_that_does_not_fit_is_refused_with_the_largest_that_does(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    machine = _host(8 * GIB)
+    with pytest.raises(DoesNotFitError, match="131072 tokens") as caught:
+        place(machine, _one(profiles, "llama-8b"), Wish(num_ctx=131072))
+    words = caught.value.hint.split()
+    assert words[:3] == ["a", "context", "of"]
+    fitting = place(machine, _one(profiles, "llama-8b"), Wish(num_ctx=int(words[3])))
+    assert fitting.settings.num_ctx == int(words[3])
+    with pytest.raises(DoesNotFitError):
+        place(machine, _one(profiles, "llama-8b"), Wish(num_ctx=int(words[3]) + 256))
+
+
+def test_wished_cache_type_the_engine_refuses_is_refused_first(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    odd = replace(profiles["demo"], key_length=80, value_length=80)
+    with pytest.raises(DoesNotFitError, match="whole blocks of 32"):
+        place(_host(GIB), [Candidate(variant="odd", profile=odd)], Wish(kv_type="q8_0"))
+
+
+@pytest.mark.parametrize("slots", [0, -1, 257])
+def test_impossible_number_of_slots_is_refused(
+    profiles: dict[str, ModelProfile], slots: int
+) -> None:
+    with pytest.raises(DoesNotFitError, match="slots: expected 1 to 256"):
+        place(_host(GIB), _one(profiles, "demo"), Wish(slots=slots))
+
+
+def test_empty_wish_gets_8192_tokens_and_four_slots(profiles: dict[str, ModelProfile]) -> None:
+    settings = place(_host(64 * GIB), _one(profiles, "llama-8b"), Wish()).settings
+    assert (settings.num_ctx, settings.slots, settings.kv_type) == (8192, 4, "f16")
+    assert settings.num_ubatch == 512
+    assert settings.repack
+    assert settings.use_mmap
+    assert settings.num_gpu == 0
+    assert settings.threads == 7
+
+
+def test_context_never_exceeds_the_trained_one(profiles: dict[str, ModelProfile]) -> None:
+    placement = place(_host(8 * GIB), _one(profiles, "demo"), Wish(num_ctx=16384))
+    assert placement.settings.num_ctx == 2048
+    assert "context cut from 16384 to the trained 2048 tokens" in placement.reasons
+
+
+def test_wishes_are_met_to_the_letter(profiles: dict[str, ModelProfile]) -> None:
+    wish = Wish(
+        num_ctx=1000, slots=3, kv_type="q4_0", threads=5, num_batch=100, use_mmap=False, num_gpu=7
+    )
+    settings = place(_host(64 * GIB), _one(profiles, "llama-8b"), wish).settings
+    assert settings.num_ctx == 1024, "rounded up as the engine does"
+    assert (settings.slots, settings.kv_type, settings.threads) == (3, "q4_0", 5)
+    assert (settings.num_batch, settings.num_ubatch, settings.use_mmap) == (100, 100, False)
+    assert settings.num_gpu == 0, "there is no GPU"
+
+
+@pytest.mark.parametrize(
+    ("gib", "variant"), [(64, "Q8_0"), (10, "Q8_0"), (8.5, "Q6_K"), (6.7, "Q4_K"), (4.7, "Q2_K")]
+)
+def test_best_variant_that_fits_is_chosen(
+    profiles: dict[str, ModelProfile], gib: float, variant: str
+) -> None:
+    placement = place(_host(int(gib * GIB)), _variants(profiles), Wish())
+    assert placement.variant == variant
+    better = [one.variant for one in placement.rejected]
+    assert better == ["Q8_0", "Q6_K", "Q4_K", "Q2_K"][: len(better)]
+    assert variant not in better
+
+
+def test_preferred_candidate_comes_before_more_bits(profiles: dict[str, ModelProfile]) -> None:
+    candidates = [
+        *_variants(profiles),
+        Candidate(variant="tuned", profile=profiles["Q4_K"], prefer=1),
+    ]
+    assert place(_host(64 * GIB), candidates, Wish()).variant == "tuned"
+
+
+def test_quantized_cache_is_taken_before_a_worse_variant(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    sizes = (GIB * step / 10 for step in range(40, 120))
+    placements = [
+        place(_host(int(size)), _variants(profiles), Wish()) for size in sizes if size > 4.4 * GIB
+    ]
+    kinds = {(one.variant, one.settings.kv_type) for one in placements}
+    assert ("Q8_0", "q8_0") in kinds
+    assert ("Q8_0", "f16") in kinds
+    for placement in placements:
+        if placement.settings.kv_type == "q8_0":
+            assert any("f16 does not fit" in reason for reason in placement.reasons)
+
+
+def test_context_shrinks_below_the_floor_only_when_nothing_else_fits(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    placement = place(_host(int(5.4 * GIB)), _one(profiles, "llama-8b"), Wish())
+    assert 256 <= placement.settings.num_ctx < 8192
+    assert any("below the floor for chats" in reason for reason in placement.reasons)
+
+
+def test_small_boards_accept_half_the_floor_and_keep_less_free(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    size = int(5.4 * GIB)
+    board = _host(size, board=Board(single_board=True))
+    assert host_reserve_bytes(board) < host_reserve_bytes(_host(size))
+    placement = place(board, _one(profiles, "llama-8b"), Wish())
+    assert placement.settings.num_ctx >= 4096
+
+
+def test_reserved_memory_is_not_planned_with(profiles: dict[str, ModelProfile]) -> None:
+    machine = _host(16 * GIB)
+    free = place(machine, _variants(profiles), Wish())
+    tight = place(machine, _variants(profiles), Wish(), reserved_bytes={HOST: 8 * GIB})
+    assert free.variant == "Q8_0"
+    assert tight.variant != "Q8_0"
+    assert tight.budgets[HOST] == free.budgets[HOST] - 8 * GIB
+    with pytest.raises(DoesNotFitError):
+        place(machine, _variants(profiles), Wish(), reserved_bytes={HOST: 100 * GIB})
+
+
+def test_gpus_are_not_planned_with_when_the_engine_cannot_use_them(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    machine = replace(
+        _host(64 * GIB, gpus=(_gpu(0, 24 * GIB),)),
+        engine_offload=False,
+        nvidia=Nvidia(state="usable"),
+    )
+    placement = place(machine, _one(profiles, "llama-8b"), Wish())
+    assert placement.settings.num_gpu == 0
+    assert any("built without GPU support" in reason for reason in placement.reasons)
+
+
+def test_whole_model_goes_to_one_gpu_when_it_fits(profiles: dict[str, ModelProfile]) -> None:
+    machine = _host(64 * GIB, gpus=(_gpu(0, 12 * GIB), _gpu(1, 24 * GIB)))
+    placement = place(machine, _one(profiles, "llama-8b"), Wish())
+    assert placement.settings.num_gpu == 33
+    assert placement.settings.tensor_split == (0.0, 33.0), "the roomiest GPU alone"
+    assert "all 33 layers on GPU" in placement.reasons
+
+
+def test_model_too_large_for_one_gpu_is_split_over_two(profiles: dict[str, ModelProfile]) -> None:
+    machine = _host(64 * GIB, gpus=(_gpu(0, 24 * GIB), _gpu(1, 12 * GIB)))
+    placement = place(machine, _one(profiles, "mixtral-8x7b"), Wish())
+    assert placement.settings.num_gpu == 33
+    pools = layer_pools(profiles["mixtral-8x7b"], placement.settings)
+    assert 0 < pools.count("gpu1") < pools.count("gpu0")
+
+
+def test_smaller_variant_whole_on_the_gpu_beats_a_larger_one_spilling_over(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    machine = _host(64 * GIB, gpus=(_gpu(0, 8 * GIB),))
+    placement = place(machine, _variants(profiles), Wish())
+    assert placement.settings.num_gpu == 33
+    assert placement.variant == "Q6_K", "Q8_0 would leave layers on the host"
+
+
+def test_layers_that_do_not_fit_the_gpu_stay_on_the_host(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    machine = _host(64 * GIB, gpus=(_gpu(0, 8 * GIB),))
+    placement = place(machine, _one(profiles, "mixtral-8x7b"), Wish())
+    assert 0 < placement.settings.num_gpu < 33
+    assert any("stay in host memory" in reason for reason in placement.reasons)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 20, 33, 999])
+def test_wished_gpu_layers_are_honoured(profiles: dict[str, ModelProfile], layers: int) -> None:
+    machine = _host(64 * GIB, gpus=(_gpu(0, 24 * GIB), _gpu(1, 24 * GIB)))
+    placement = place(machine, _one(profiles, "llama-8b"), Wish(num_gpu=layers))
+    pools = layer_pools(profiles["llama-8b"], placement.settings)
+    assert len(pools) - pools.count(HOST) == min(layers, 33)
+
+
+def test_screen_and_age_of_a_gpu_lower_its_budget() -> None:
+    plain = _gpu(0, 8 * GIB)
+    assert gpu_reserve_bytes(replace(plain, display=True)) > gpu_reserve_bytes(plain)
+    old = replace(plain, compute_capability=(7, 5))
+    assert gpu_reserve_bytes(old) < gpu_reserve_bytes(plain)
+    assert gpu_reserve_bytes(replace(plain, compute_capability=None)) == gpu_reserve_bytes(plain)
+
+
+def test_budgets_are_never_negative() -> None:
+    machine = _host(100 * MIB, gpus=(_gpu(0, 100 * MIB),))
+    assert pool_budgets(machine, {}) == {HOST: 0, "gpu0": 0}
+
+
+_MACHINES = st.builds(
+    _host,
+    st.integers(64 * MIB, 96 * GIB),
+    board=st.sampled_from([Board(), Board(single_board=True)]),
+    gpus=st.lists(st.integers(256 * MIB, 48 * GIB), max_size=3).map(
+        lambda sizes: tuple(_gpu(index, size) for index, size in enumerate(sizes))
+    ),
+)
+_WISHES = st.builds(
+    Wish,
+    num_ctx=st.none() | st.integers(1, 300_000),
+    slots=st.none() | st.integers(1, 16),
+    kv_type=st.sampled_from([None, "f16", "q8_0"]),
+    num_gpu=st.none() | st.integers(-1, 60),
+    num_batch=st.none() | st.integers(1, 4096),
+)
+
+
+def _try(
+    machine: Machine, candidates: list[Candidate], wish: Wish, reserved: dict[str, int]
+) -> Placement | str:
+    try:
+        return place(machine, candidates, wish, reserved_bytes=reserved)
+    except DoesNotFitError as error:
+        return str(error)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    machine=_MACHINES,
+    wish=_WISHES,
+    reserved=st.integers(0, 8 * GIB),
+    names=st.lists(st.sampled_from(["demo", *FAMILIES]), min_size=1, max_size=4, unique=True),
+)
+def test_plan_fits_meets_the_wish_and_is_the_same_again(
+    machine: Machine,
+    wish: Wish,
+    reserved: int,
+    names: list[str],
+    profiles: dict[str, ModelProfile],
+) -> None:
+    """A plan stays within every budget, honours every wish, and is deterministic."""
+    candidates = [Candidate(variant=name, profile=profiles[name]) for name in names]
+    plan = _try(machine, candidates, wish, {HOST: reserved})
+    assert _try(machine, candidates[::-1], wish, {HOST: reserved}) == plan
+    if isinstance(plan, str):
+        return
+    profile = profiles[plan.variant]
+    for pool in plan.estimate.pools:
+        assert plan.estimate.total_bytes(pool) <= plan.budgets[pool]
+    assert plan.settings.num_ctx < profile.context_length + 256
+    if wish.num_ctx is not None:
+        assert plan.settings.num_ctx >= min(wish.num_ctx, profile.context_length)
+    assert wish.slots in (None, plan.settings.slots)
+    assert wish.kv_type in (None, plan.settings.kv_type)
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(3 * GIB, 40 * GIB), more=st.integers(0, 20 * GIB))
+def test_more_memory_never_makes_the_plan_worse(
+    size: int, more: int, profiles: dict[str, ModelProfile]
+) -> None:
+    """More memory: no worse variant, and with the same one no shorter context."""
+    order = ["Q8_0", "Q6_K", "Q4_K", "Q2_K"]
+    small = _try(_host(size), _variants(profiles), Wish(), {})
+    large = _try(_host(size + more), _variants(profiles), Wish(), {})
+    if isinstance(small, str):
+        return
+    assert isinstance(large, Placement)
+    full = small.settings.num_ctx == large.settings.num_ctx
+    if full:
+        assert order.index(large.variant) <= order.index(small.variant)
+    else:
+        assert large.settings.num_ctx > small.settings.num_ctx or large.variant != small.variant
