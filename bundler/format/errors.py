@@ -28,13 +28,17 @@ from __future__ import annotations
 
 
 class BundleError(Exception):
-    """Root: one lower-case line, a hint where one helps, and the exit code of a command."""
+    """Root: one lower-case line, a hint where one helps, and the exit code of a command.
+
+    What stands on a medium may be quoted in a message, but never acts on a terminal or a log:
+    characters that do not print become question marks.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
 
 
 class FormatError(BundleError):
@@ -151,3 +155,7 @@ class NoSpaceError(BundleError):
     """There is no room for what is to be written."""
 
     exit_code = 13
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

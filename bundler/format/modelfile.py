@@ -215,7 +215,7 @@ def _instructions(text: str) -> Iterator[_Instruction]:
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     at = 0
     while at < len(lines):
-        start, line = at, _UNPRINTABLE.sub("", lines[at]).strip(_BLANK)
+        start, line = at, _UNPRINTABLE.sub("", lines[at]).lstrip(_BLANK)
         at += 1
         if not line or line.startswith("#"):
             continue
@@ -250,11 +250,11 @@ def _name(command: str, rest: str, number: int) -> tuple[str, str]:
 def _value(lines: list[str], rest: str, at: int, number: int, name: str) -> tuple[str, int]:
     """The value that starts with ``rest``, and the line after it."""
     of_name = f": {name}" if name else ""
-    if not rest:
+    if not rest.rstrip(_BLANK):
         raise ModelfileError(f"unexpected EOF{of_name}", line=number, hint="a value is missing")
     quote = next((mark for mark in ('"""', '"') if rest.startswith(mark)), "")
     if not quote:
-        return rest, at
+        return rest.rstrip(_BLANK), at
     # The opening quotes must not also count as the closing ones.
     body = [rest[len(quote) :]]
     while not body[-1].rstrip(_BLANK).endswith(quote):

@@ -308,7 +308,9 @@ def test_two_artifacts_may_share_a_segment_which_counts_once() -> None:
 
 
 PATHS = st.lists(st.integers(0, 20), min_size=1, max_size=6)
-JUNK = st.sampled_from([None, True, False, 0, -1, 2**53 - 1, "", "x", "\x7f", [], {}, DIGEST])
+JUNK: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, False, 0, -1, 2**53 - 1, "", "x", "\x7f", [], {}, DIGEST]
+)
 
 
 @settings(deadline=None, max_examples=300)
