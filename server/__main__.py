@@ -88,10 +88,8 @@ def serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     store = Store(Paths(config.store.path))
     for fault in store.survey().faults:
         LOG.warning("%s is not usable: %s", fault.path, fault.reason)
-    sockets = _sockets(config, keys, environ)
-    admin_path = config.server.admin_socket
-    admin_socket = bind_unix(admin_path) if admin_path else None
-    _run(config, keys=keys, store=store, sockets=sockets, admin=admin_socket, arguments=arguments)
+    sockets, admin = _sockets(config, keys, environ)
+    _run(config, keys=keys, store=store, sockets=sockets, admin=admin, arguments=arguments)
 
 
 def _run(
@@ -100,7 +98,7 @@ def _run(
     keys: Keys,
     store: Store,
     sockets: Sequence[socket.socket],
-    admin: socket.socket | None,
+    admin: Sequence[socket.socket],
     arguments: argparse.Namespace,
 ) -> None:
     machine = _inventory()
@@ -142,8 +140,8 @@ def _run(
         reasons = ["the server is stopping"] if listener.stopping else []
         try:
             store.names()
-        except AppError as error:
-            reasons.append(str(error))
+        except AppError:
+            reasons.append("the store cannot be read")
         return tuple(reasons)
 
     listener = Listener(
@@ -166,7 +164,7 @@ def _run(
         admin_app=create_admin_app(
             readiness=readiness, guard=GuardPolicy(loopback=False, keys=Keys())
         ),
-        admin_socket=admin,
+        admin_sockets=admin,
         log_requests=config.server.log_requests,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -261,18 +259,33 @@ def _gpu_names(machine: Machine) -> tuple[str, ...]:
     return tuple(gpu.name for gpu in machine.gpus)
 
 
-def _sockets(config: Config, keys: Keys, environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
-    """Sockets from the service manager, else one of our own; never public without keys."""
+_Sockets = tuple[socket.socket, ...]
+
+
+def _sockets(config: Config, keys: Keys, environ: Mapping[str, str]) -> tuple[_Sockets, _Sockets]:
+    """Main and administrative sockets, the service manager's before our own.
+
+    A Unix socket that comes along with a TCP one is for administration.
+
+    Raises:
+        ServerError: others could reach the server and there are no keys, or it cannot listen.
+    """
     inherited = inherited_sockets(
         listen_pid=environ.get("LISTEN_PID", ""), listen_fds=environ.get("LISTEN_FDS", "")
     )
     for sock in inherited:
         if not _is_loopback(sock):
             refuse_public_without_keys(str(sock.getsockname()[0]), keys)
-    if inherited:
-        return inherited
-    refuse_public_without_keys(config.server.host, keys)
-    return (bind(config.server.host, config.server.port),)
+    local = tuple(sock for sock in inherited if sock.family == socket.AF_UNIX)
+    main = tuple(sock for sock in inherited if sock.family != socket.AF_UNIX)
+    if inherited and not main:
+        main, local = local, ()
+    if not main:
+        refuse_public_without_keys(config.server.host, keys)
+        main = (bind(config.server.host, config.server.port),)
+    if not local and config.server.admin_socket is not None:
+        local = (bind_unix(config.server.admin_socket),)
+    return main, local
 
 
 def _is_loopback(sock: socket.socket) -> bool:
@@ -284,17 +297,16 @@ def _is_loopback(sock: socket.socket) -> bool:
 
 def _announce(addresses: Sequence[str], ready_file: Path | None) -> None:
     """Tell whoever started the server where it listens."""
+    if ready_file is not None:
+        temporary = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+        try:
+            temporary.write_text("".join(f"{address}\n" for address in addresses))
+            temporary.replace(ready_file)
+        except OSError as error:
+            raise ServerError(f"{ready_file}: cannot be written: {error.strerror}") from error
     for address in addresses:
         sys.stdout.write(f"listening on {address}\n")
     sys.stdout.flush()
-    if ready_file is None:
-        return
-    temporary = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-    try:
-        temporary.write_text("".join(f"{address}\n" for address in addresses))
-        temporary.replace(ready_file)
-    except OSError as error:
-        raise ServerError(f"{ready_file}: cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

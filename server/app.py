@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -45,6 +45,8 @@ def create_app(
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """Put the application together.
 
+    No answer tells where the store lies: its root is cut out of every error's text.
+
     Args:
         answerer: generates.
         catalogue: finds models.
@@ -56,7 +58,7 @@ def create_app(
         max_body_bytes: largest request body.
         now_ns: wall time in nanoseconds since the epoch.
     """
-    app = _bare_app(guard)
+    app = _bare_app(guard, _Errors(hidden=str(store.paths.root)))
     shared: dict[str, Any] = {
         "answerer": answerer,
         "now_ns": now_ns,
@@ -87,69 +89,85 @@ def create_admin_app(
     *, readiness: Readiness, guard: GuardPolicy
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The application of the second listener: it answers while the first is full."""
-    app = _bare_app(guard)
+    app = _bare_app(guard, _Errors())
     app.add_route("/healthz", health.Healthz())
     app.add_route("/readyz", health.Readyz(readiness))
     return app
 
 
-def _bare_app(guard: GuardPolicy) -> falcon.App[falcon.Request, falcon.Response]:
+def _bare_app(guard: GuardPolicy, errors: _Errors) -> falcon.App[falcon.Request, falcon.Response]:
     app = falcon.App(middleware=[Guard(guard)])
-    app.add_error_handler(Exception, _on_surprise)
-    app.add_error_handler(falcon.HTTPError, _on_http_error)
-    app.add_error_handler(falcon.HTTPNotFound, _on_not_found)
-    app.add_error_handler(falcon.HTTPMethodNotAllowed, _on_method_not_allowed)
-    app.add_error_handler(ServerError, _on_server_error)
+    app.add_error_handler(Exception, errors.on_surprise)
+    app.add_error_handler(falcon.HTTPError, errors.on_http_error)
+    app.add_error_handler(falcon.HTTPNotFound, errors.on_not_found)
+    app.add_error_handler(falcon.HTTPMethodNotAllowed, errors.on_method_not_allowed)
+    app.add_error_handler(ServerError, errors.on_server_error)
     return app
 
 
-def _answer_error(req: falcon.Request, resp: falcon.Response, status: int, message: str) -> None:
-    openai_form = req.path.startswith(OPENAI_PREFIX)
-    resp.status = falcon.code_to_http_status(status)
-    resp.content_type = JSON_TYPE
-    resp.data = json_bytes(error_body(message, status) if openai_form else {"error": message})
+Params = Mapping[str, Any]
 
 
-def _on_server_error(
-    req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
-) -> None:
-    assert isinstance(error, ServerError)
-    if isinstance(error, UnauthorizedError):
-        resp.set_header("WWW-Authenticate", "Bearer")
-    _answer_error(req, resp, error.status, str(error))
+class _Errors:
+    """What went wrong, as an answer in the dialect of the path."""
 
+    def __init__(self, *, hidden: str = "") -> None:
+        self._hidden = hidden
 
-def _on_not_found(
-    _req: falcon.Request, resp: falcon.Response, _error: Exception, _params: dict[str, Any]
-) -> None:
-    resp.status = falcon.HTTP_404
-    resp.content_type = TEXT_TYPE
-    resp.text = "404 page not found"
+    def on_server_error(
+        self, req: falcon.Request, resp: falcon.Response, error: Exception, _params: Params
+    ) -> None:
+        """An error of ours has its status."""
+        assert isinstance(error, ServerError)
+        if isinstance(error, UnauthorizedError):
+            resp.set_header("WWW-Authenticate", "Bearer")
+        self._answer(req, resp, error.status, str(error))
 
+    def on_not_found(
+        self,
+        _req: falcon.Request,
+        resp: falcon.Response,
+        _error: Exception,
+        _params: Params,
+    ) -> None:
+        """No such path."""
+        resp.status = falcon.HTTP_404
+        resp.content_type = TEXT_TYPE
+        resp.text = "404 page not found"
 
-def _on_method_not_allowed(
-    _req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
-) -> None:
-    assert isinstance(error, falcon.HTTPMethodNotAllowed)
-    resp.status = falcon.HTTP_405
-    resp.content_type = TEXT_TYPE
-    resp.text = "405 method not allowed"
-    resp.set_headers(error.headers or {})
+    def on_method_not_allowed(
+        self, _req: falcon.Request, resp: falcon.Response, error: Exception, _params: Params
+    ) -> None:
+        """The path is known, the method is not."""
+        assert isinstance(error, falcon.HTTPMethodNotAllowed)
+        resp.status = falcon.HTTP_405
+        resp.content_type = TEXT_TYPE
+        resp.text = "405 method not allowed"
+        resp.set_headers(error.headers or {})
 
+    def on_http_error(
+        self, req: falcon.Request, resp: falcon.Response, error: Exception, _params: Params
+    ) -> None:
+        """What the framework refuses, such as a header that makes no sense."""
+        assert isinstance(error, falcon.HTTPError)
+        self._answer(req, resp, error.status_code, (error.description or error.title or "").lower())
 
-def _on_http_error(
-    req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
-) -> None:
-    assert isinstance(error, falcon.HTTPError)
-    _answer_error(req, resp, error.status_code, (error.description or error.title or "").lower())
+    def on_surprise(
+        self, req: falcon.Request, resp: falcon.Response, error: Exception, _params: Params
+    ) -> None:
+        """The outermost edge: a mistake of ours is logged, the client learns only that it was."""
+        LOG.error("internal error in %s %s", req.method, req.path, exc_info=error)
+        self._answer(req, resp, 500, "internal server error")
 
-
-def _on_surprise(
-    req: falcon.Request, resp: falcon.Response, error: Exception, _params: dict[str, Any]
-) -> None:
-    """The outermost edge: a mistake of ours is logged, and the client learns only that it was."""
-    LOG.error("internal error in %s %s", req.method, req.path, exc_info=error)
-    _answer_error(req, resp, 500, "internal server error")
+    def _answer(
+        self, req: falcon.Request, resp: falcon.Response, status: int, message: str
+    ) -> None:
+        if self._hidden:
+            message = message.replace(self._hidden, "the store")
+        openai_form = req.path.startswith(OPENAI_PREFIX)
+        resp.status = falcon.code_to_http_status(status)
+        resp.content_type = JSON_TYPE
+        resp.data = json_bytes(error_body(message, status) if openai_form else {"error": message})
 
 
 class Traffic:

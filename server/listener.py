@@ -97,11 +97,13 @@ def bind(host: str, port: int) -> socket.socket:
         ServerError: the address is in use, not this machine's, or not allowed.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(
+        found = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        )
     except OSError as error:
         raise ServerError(f"{host}: expected an address of this machine: {error}") from error
+    # A name such as localhost may have both; clients expect IPv4, as Ollama's server has it.
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,7 +168,7 @@ class Listener:
         sockets: Sequence[socket.socket],
         limits: ListenerLimits,
         admin_app: WSGIApplication | None = None,
-        admin_socket: socket.socket | None = None,
+        admin_sockets: Sequence[socket.socket] = (),
         log_requests: bool = False,
     ) -> None:
         self._limits = limits
@@ -175,8 +177,8 @@ class Listener:
         self._stopping = threading.Event()
         self._servers = [self._serve(self._traffic, sockets, limits.threads)]
         self._admin: list[Any] = []
-        if admin_app is not None and admin_socket is not None:
-            self._admin.append(self._serve(admin_app, [admin_socket], ADMIN_THREADS))
+        if admin_app is not None and admin_sockets:
+            self._admin.append(self._serve(admin_app, admin_sockets, ADMIN_THREADS))
         self.addresses = tuple(_shown(sock) for sock in sockets)
 
     @property

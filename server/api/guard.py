@@ -90,7 +90,7 @@ class Guard:
             _end(resp, falcon.HTTP_403)
             return
         origin = req.get_header("Origin")
-        if origin and origin != f"{req.scheme}://{req.host}":
+        if origin and origin != f"{req.scheme}://{req.netloc}":
             if not origin_is_allowed(origin, self._policy.origins):
                 _end(resp, falcon.HTTP_403)
                 return

@@ -158,7 +158,7 @@ class LiveServer:
                 drain_s=drain_s,
             ),
             admin_app=create_admin_app(readiness=tuple, guard=replace(guard, loopback=False)),
-            admin_socket=bind_unix(self.admin_path) if admin else None,
+            admin_sockets=(bind_unix(self.admin_path),) if admin else (),
             log_requests=True,
         )
         self._loop = threading.Thread(target=self.listener.run, daemon=True)

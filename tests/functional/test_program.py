@@ -1,0 +1,219 @@
+"""``satchel-server`` as an operator starts it: a real process, the real engine, the demo model."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from appliance.layout import Paths
+from appliance.model import CONFIG_MEDIA, LAYER_MEDIA, encode_image
+from appliance.store import Store
+from bundler.format.digest import Descriptor
+from bundler.format.name import ModelName
+
+DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
+CHAT = {
+    "model": "demo",
+    "messages": [{"role": "user", "content": "ping"}],
+    "options": {"temperature": 0},
+    "think": False,
+}
+PASS_SOCKET = (
+    "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid());"
+    "os.execv(sys.executable, [sys.executable, '-P', '-m', 'server', *sys.argv[1:]])"
+)
+
+
+def put_demo(root: Path) -> None:
+    data, config = DEMO.read_bytes(), b"{}"
+    with Store(Paths(root)).writing() as writer:
+        layer = Descriptor(
+            media_type=LAYER_MEDIA + "model", digest=writer.put(data), size_bytes=len(data)
+        )
+        described = Descriptor(
+            media_type=CONFIG_MEDIA, digest=writer.put(config), size_bytes=len(config)
+        )
+        writer.point(ModelName.parse("demo"), encode_image(config=described, layers=[layer]))
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SATCHEL_", "OLLAMA_", "LISTEN_"))
+    }
+    return {**kept, **more}
+
+
+def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A start that is expected to fail."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "server", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**(env or {})),
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(
+    *arguments: str, starter: tuple[str, ...] = ("-P", "-m", "server"), **popen: Any
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A running server and its port; it is killed if the test does not end it."""
+    child = subprocess.Popen(
+        [sys.executable, *starter, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**popen.pop("env", {})),
+        **popen,
+    )
+    out: IO[str] | None = child.stdout
+    assert out is not None
+    try:
+        line = out.readline()
+        assert line.startswith("listening on http://127.0.0.1:"), line
+        yield child, int(line.rpartition(":")[2])
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.engine
+def test_demo_model_answers_and_the_server_ends_cleanly(tmp_path: Path) -> None:
+    store, ready = tmp_path / "store", tmp_path / "ready"
+    put_demo(store)
+    words = ("--port", "0", "--store", str(store), "--ready-file", str(ready), "--log-requests")
+    with serving(*words) as (child, port):
+        assert ready.read_text() == f"http://127.0.0.1:{port}\n"
+        assert ask(port, "GET", "/readyz") == (200, b'{"status":"ready"}')
+        status, data = ask(port, "POST", "/api/chat", {**CHAT, "stream": False})
+        assert status == 200, data
+        answer = json.loads(data)
+        assert "pong" in answer["message"]["content"]
+        assert answer["eval_count"] > 0
+        _, data = ask(port, "POST", "/api/chat", CHAT)
+        *parts, last = [json.loads(line) for line in data.splitlines()]
+        assert last["done"] is True
+        streamed = "".join(part["message"]["content"] for part in parts)
+        assert streamed == answer["message"]["content"]
+        (model,) = json.loads(ask(port, "GET", "/api/ps")[1])["models"]
+        assert model["name"] == "demo:latest"
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=30)
+        assert child.returncode == 0
+    assert "satchel-server: POST /api/chat 200 " in err
+    assert "ping" not in err
+    assert "pong" not in err
+    assert len(list((store / "satchel" / "engine").glob("*.json"))) == 1
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.engine
+def test_interrupt_ends_it_as_well(tmp_path: Path) -> None:
+    with serving("--port", "0", "--store", str(tmp_path)) as (child, port):
+        assert ask(port, "GET", "/api/tags") == (200, b'{"models":[]}')
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 0
+
+
+def test_port_in_use_is_one_line_and_a_hint(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("--port", str(port), "--store", str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    error, hint = ended.stderr.splitlines()
+    assert error == (
+        f"satchel-server: error: cannot listen on 127.0.0.1:{port}: address already in use"
+    )
+    assert hint.startswith("satchel-server: hint: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "code", "text"),
+    [
+        (("--host", "0.0.0.0"), {}, 1, "listening on 0.0.0.0 lets other machines in"),
+        (("--config", "/absent/satchel.toml"), {}, 2, "does not exist"),
+        (("--port", "70000"), {}, 2, "server.port"),
+        (("--nonsense",), {}, 2, "unrecognized arguments"),
+        (("--api-keys-file", "/absent/keys"), {}, 1, "/absent/keys: cannot be read"),
+        ((), {"SATCHEL_KEEP_ALIVE": "soon"}, 2, "SATCHEL_KEEP_ALIVE"),
+    ],
+)
+def test_start_that_makes_no_sense_is_refused(
+    tmp_path: Path, words: tuple[str, ...], env: dict[str, str], code: int, text: str
+) -> None:
+    ended = run("--store", str(tmp_path), "--port", "0", *words, env=env)
+    assert ended.returncode == code
+    assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_store_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifests").write_text("not a directory")
+    ended = run("--store", str(tmp_path), "--port", "0")
+    assert ended.returncode == 15
+    assert ended.stderr.startswith("satchel-server: error: cannot list the models")
+    assert "hint: " in ended.stderr
+
+
+def test_ignored_variables_are_named_once(tmp_path: Path) -> None:
+    with serving("--port", "0", "--store", str(tmp_path), env={"OLLAMA_DEBUG": "1"}) as (child, _):
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=30)
+    assert err.startswith("satchel-server: warning: OLLAMA_DEBUG is ignored: ")
+
+
+def test_socket_of_the_service_manager_is_used(tmp_path: Path) -> None:
+    """The socket is descriptor 3 of the process, as a service manager passes it."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        words = f'exec 3<&{sock.fileno()}; exec "$0" "$@"'
+        child = subprocess.Popen(
+            ["bash", "-c", words, sys.executable, "-c", PASS_SOCKET, "--store", str(tmp_path)],
+            pass_fds=(sock.fileno(),),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(LISTEN_FDS="1"),
+        )
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == f"listening on http://127.0.0.1:{port}\n"
+            assert ask(port, "GET", "/healthz")[0] == 200
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(30) == 0
+        finally:
+            child.kill()
+            child.communicate()
+
+
+def test_version_is_told() -> None:
+    ended = run("--version")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("satchel-server ")

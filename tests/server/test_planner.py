@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config import Config
+from appliance.layout import Paths
+from appliance.store import Store
+from bundler.format.name import ModelName
+from hwprobe.engine import EngineRecords, EngineVerdict, fallbacks
+from hwprobe.errors import DoesNotFitError
+from hwprobe.gguf import model_profile, read_header
+from hwprobe.machine import Cpu, Machine, Memory
+from hwprobe.settings import EngineSettings
+from server.catalogue import Catalogue, ServedModel
+from server.chat import LoadOptions
+from server.errors import LoadFailedError
+from server.planner import SNAPSHOT_AGE_S, Machines, Planner, SelfTest
+from tests.fakes.gguf_writer import write_tiny_llama
+from tests.functional.live import MACHINE, put_model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ServedModel:
+    store = Store(Paths(tmp_path / "store"))
+    put_model(store, "tiny", tmp_path)
+    found = Catalogue(store).find(ModelName.parse("tiny"))
+    assert found is not None
+    return found
+
+
+def planner(tmp_path: Path, text: str = "", machine: Machine = MACHINE) -> Planner:
+    path = tmp_path / "satchel.toml"
+    path.write_text(text)
+    return Planner(config=Config.load(file=path, environ={}), machines=Machines(lambda: machine))
+
+
+def test_request_counts_before_the_models_table_and_this_before_the_servers(
+    tmp_path: Path, model: ServedModel
+) -> None:
+    plan = planner(
+        tmp_path,
+        '[server]\ncontext_length = 100\nkv_cache_type = "q8_0"\nkeep_alive = "1m"\n'
+        '[model."tiny"]\ncontext_length = 200\nnum_thread = 3\nkeep_alive = "2m"\n',
+    )
+    demand = plan.demand(model, LoadOptions(num_ctx=300, num_gpu=0), keep_alive_s=7.0)
+    assert (demand.wish.num_ctx, demand.wish.kv_type, demand.wish.threads) == (300, "q8_0", 3)
+    assert (demand.wish.num_gpu, demand.keep_alive_s) == (0, 7.0)
+    demand = plan.demand(model, LoadOptions(num_gpu=-1), keep_alive_s=None)
+    assert (demand.wish.num_ctx, demand.wish.num_gpu, demand.keep_alive_s) == (200, None, 120.0)
+
+
+def test_what_nobody_asks_for_is_left_to_placement(tmp_path: Path, model: ServedModel) -> None:
+    demand = planner(tmp_path).demand(model, LoadOptions(), keep_alive_s=None)
+    assert demand.keep_alive_s == 300.0
+    wish = demand.wish
+    assert (wish.num_ctx, wish.slots, wish.kv_type, wish.threads, wish.num_gpu) == (None,) * 5
+    placement = demand.plan({})
+    assert placement.settings.num_ctx == 512
+    assert placement.settings.threads >= 1
+
+
+def test_models_with_the_same_weights_share_a_key(tmp_path: Path, model: ServedModel) -> None:
+    plan = planner(tmp_path)
+    other = replace(model, installed=replace(model.installed, system="another"))
+    assert plan.key(model) == plan.key(other)
+    adapted = replace(model, installed=replace(model.installed, adapters=(Path("/x/lora"),)))
+    assert plan.key(model) != plan.key(adapted)
+
+
+def test_reserved_memory_is_not_planned_with(tmp_path: Path, model: ServedModel) -> None:
+    small = Machine(cpu=Cpu(allowed=2), memory=Memory(total_bytes=2 << 30, available_bytes=1 << 30))
+    demand = planner(tmp_path, machine=small).demand(model, LoadOptions(), keep_alive_s=None)
+    assert demand.plan({"host": 0}).settings.num_ctx == 512
+    with pytest.raises(DoesNotFitError):
+        demand.plan({"host": 1 << 30})
+
+
+def test_machine_is_looked_at_again_only_while_nothing_of_ours_is_in_memory() -> None:
+    now_s = 0.0
+    taken: Iterator[Any] = iter(range(100))
+    machines = Machines(
+        lambda: replace(MACHINE, memory=Memory(total_bytes=next(taken))), now_s=lambda: now_s
+    )
+
+    def seen(reserved: int) -> int:
+        return machines.before({"host": reserved}).memory.total_bytes
+
+    assert seen(0) == 0
+    now_s = SNAPSHOT_AGE_S + 1
+    assert seen(5) == 0
+    assert seen(0) == 1
+    assert seen(0) == 1
+
+
+def test_crashed_settings_are_replaced_by_safer_ones_and_the_operator_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf")
+    profile = model_profile(read_header(path))
+    settings = EngineSettings(num_ctx=256, threads=4)
+    records = EngineRecords(tmp_path / "records", build_id="b")
+    first, second, *_ = fallbacks(settings)
+    crash = EngineVerdict(ok=False, crashed_by="SIGILL", message="the engine crashed")
+    records.put(profile, first, crash)
+    records.put(profile, second, EngineVerdict(ok=True))
+    assert SelfTest(records)(path, settings) == second
+    (record,) = [one for one in caplog.records if one.name == "satchel.server"]
+    assert "safer settings" in record.getMessage()
+    assert "SIGILL" in record.getMessage()
+
+
+def test_model_that_works_with_no_settings_is_not_served(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf")
+    profile = model_profile(read_header(path))
+    settings = EngineSettings(num_ctx=256, threads=4)
+    records = EngineRecords(tmp_path / "records", build_id="b")
+    for one in fallbacks(settings):
+        records.put(profile, one, EngineVerdict(ok=False, message="broken"))
+    with pytest.raises(LoadFailedError, match="cannot run this model here"):
+        SelfTest(records)(path, settings)
+
+
+def test_file_that_is_no_model_is_not_tried(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"junk")
+    records = EngineRecords(tmp_path / "records", build_id="b")
+    with pytest.raises(LoadFailedError, match="not a usable GGUF"):
+        SelfTest(records)(path, EngineSettings(num_ctx=256))
+    with pytest.raises(LoadFailedError, match="cannot be read"):
+        SelfTest(records)(tmp_path / "absent", EngineSettings(num_ctx=256))
