@@ -63,8 +63,8 @@ TOKEN_BYTES: Final = 150
 """Host memory per token of the vocabulary, measured: 4.6 MiB for 30 000 tokens without merges."""
 MERGE_BYTES: Final = 140
 """Host memory per merge, measured: 44 MiB for 152 000 tokens with as many merges."""
-PROGRAM_BYTES: Final = 64 << 20
-"""Interpreter, bindings and buffers of one runner, measured: 40 to 60 MiB of private memory."""
+PROGRAM_BYTES: Final = 48 << 20
+"""Interpreter and bindings of one runner, measured: 40 MiB resident, half of it private."""
 GRAPH_BYTES: Final = 6 << 20
 """Graph and scheduler records of one context, measured: 1 to 6 MiB."""
 COMPUTE_SLACK_BYTES: Final = 1 << 18

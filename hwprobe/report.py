@@ -197,7 +197,10 @@ def _decoded(kind: Any, value: object, where: str) -> object:
             for field in fields(kind)
             if field.name in value
         }
-        return kind(**given)
+        try:
+            return kind(**given)
+        except TypeError as error:
+            raise ProbeError(f"{where}: a field is missing: {error}") from error
     origin, options = get_origin(kind), get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         inner = options[:1] * len(value) if options[-1] is Ellipsis else options
