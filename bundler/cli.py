@@ -301,6 +301,9 @@ def run(arguments: Sequence[str]) -> int:
     except ProbeError as error:
         code = _EXIT_MALFORMED if isinstance(error, GgufError) else _EXIT_FAILED
         return _complain(str(error), error.hint, code)
+    if code == _EXIT_INTERRUPTED:
+        # typer turns an interrupt of a running command into this code, without a word.
+        return _complain("interrupted", "", _EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -41,7 +41,7 @@ from bundler.format.strict import encode_json
 from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
 from bundler.medium import Sink, read_back
 from bundler.oci import OCI_LAYOUT, write_oci
-from bundler.plan import PackRequest, Plan, PlannedVariant, check_room
+from bundler.plan import PackRequest, Plan, PlannedVariant, check_room, listed_profile
 from bundler.progress import Progress
 from bundler.quantize import quantize
 from bundler.source.gguf_file import open_gguf
@@ -239,12 +239,11 @@ def _store_variant(
         )
     if not planned.is_source:
         path.unlink()
-    listed = {key: value for key, value in file.profile.to_json().items() if key != "chat_template"}
     variant = Variant(
         id=planned.id,
         quantization=planned.quantization,
         artifact=artifact.digest,
-        profile=listed,
+        profile=listed_profile(file.profile),
     )
     return variant, artifact
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bundler.errors import PackError
 from bundler.format.errors import NoSpaceError
@@ -15,7 +15,7 @@ from bundler.format.fsio import raise_io
 from bundler.format.keys import SigningKey
 from bundler.format.name import ModelName
 from bundler.format.statement import CHANNEL_PATTERN
-from bundler.format.strict import Reader
+from bundler.format.strict import Reader, encode_json
 from bundler.layers import Layers
 from bundler.quantize import check_quantization, estimate_bytes
 from hwprobe.gguf import ModelProfile
@@ -99,8 +99,11 @@ def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
 
     Raises:
         PackError: nothing to pack, a variant twice, or a source that cannot be quantized.
+        JsonError: the model's metadata does not fit into a statement.
     """
     check_request(request)
+    # A profile the statement cannot hold is found now, not after hours of work.
+    encode_json(listed_profile(profile))
     planned = [
         PlannedVariant(quantization=name, size_bytes=estimate_bytes(profile, name))
         for name in (check_quantization(one, profile) for one in request.quantizations)
@@ -124,6 +127,11 @@ def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
         medium_bytes=sum(variant.size_bytes for variant in planned) + small + _OVERHEAD_BYTES,
         work_bytes=max(made, default=0),
     )
+
+
+def listed_profile(profile: ModelProfile) -> dict[str, Any]:
+    """The profile as the statement carries it: without the chat template, which can be long."""
+    return {key: value for key, value in profile.to_json().items() if key != "chat_template"}
 
 
 def check_request(request: PackRequest) -> None:

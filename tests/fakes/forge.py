@@ -69,14 +69,18 @@ def trusting(*keys: SigningKey) -> dict[KeyId, PublicKey]:
     return {key.public_key.key_id: key.public_key for key in keys}
 
 
-def tiny_model(seed: int = 0, ggml_type: str = "F32", **metadata: Any) -> bytes:
+def tiny_model(
+    seed: int = 0, ggml_type: str = "F32", metadata: Mapping[str, Any] | None = None
+) -> bytes:
     """A whole GGUF file of a few kilobytes; its weights differ with the seed."""
     tensors = [
         replace(tensor, data=_noise(f"{seed} {tensor.name}", tensor.size_bytes))
         for tensor in tiny_llama_tensors(ggml_type)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        path = write_gguf(Path(folder) / "tiny.gguf", tiny_llama_metadata(**metadata), tensors)
+        path = write_gguf(
+            Path(folder) / "tiny.gguf", tiny_llama_metadata(**(metadata or {})), tensors
+        )
         return path.read_bytes()
 
 
