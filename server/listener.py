@@ -53,8 +53,8 @@ MAX_HEADER_BYTES = 64 << 10
 IDLE_CONNECTION_S = 120
 """Seconds an idle kept-alive connection stays open."""
 
-TICK_S = 0.2
-"""How often the loop looks whether to stop. The answers' bytes wake it at once."""
+TICK_S = 1.0
+"""How often the loop looks at its deadlines. Bytes to send and `Listener.stop` wake it at once."""
 
 FLUSH_S = 1.0
 """How long the last bytes of the last answers may take. Loopback takes a millisecond; a client
@@ -189,6 +189,10 @@ class Listener:
     def stop(self) -> None:
         """Begin the end; may be called from a signal handler and from any thread."""
         self._stopping.set()
+        for dispatcher in [*self._map.values()]:
+            if isinstance(dispatcher, waitress.server.BaseWSGIServer):
+                with contextlib.suppress(OSError):  # closed meanwhile: then nobody waits
+                    dispatcher.pull_trigger()
 
     def run(self, *, on_stopping: Callable[[], None] = lambda: None) -> bool:
         """Serve until `stop`, then let running answers finish.
