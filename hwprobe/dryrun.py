@@ -31,6 +31,8 @@ from hwprobe.settings import EngineSettings
 
 # Without this ggml runs a debugger on itself when it aborts. It is read when the engine loads.
 os.environ["GGML_NO_BACKTRACE"] = "1"
+# The inventory counts GPUs by bus address; left alone, CUDA puts the fastest first.
+os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
 
 import llama_cpp
 from llama_cpp import llama_cpp as api

@@ -99,23 +99,26 @@ class Cursor:
         Raises:
             GgufError: a string is longer, or the file ends before the last one does.
         """
+        # A string longer than the window ends the inner loop, so its length is checked behind it.
+        assert max_bytes >= WINDOW_BYTES
         unpack_from = _U64.unpack_from
         left = count
         while left:
             if self._index + _U64.size > len(self.window):
                 self._slide(_U64.size, what)
             window, index = self.window, self._index
-            last = len(window) - _U64.size
+            at, length, last = index, 0, len(window) - _U64.size
             while left and index <= last:
+                at = index
                 (length,) = unpack_from(window, index)
-                if length > max_bytes:
-                    raise self.fault(
-                        f"at most {max_bytes} bytes in a string of {what}",
-                        f"{length}",
-                        at=self._start + index,
-                    )
-                index += _U64.size + length
+                index += 8 + length
                 left -= 1
+            if length > max_bytes:
+                raise self.fault(
+                    f"at most {max_bytes} bytes in a string of {what}",
+                    f"{length}",
+                    at=self._start + at,
+                )
             if self._start + index > self._limit:
                 raise self._ends_early(index - self._index, what)
             self._index = index

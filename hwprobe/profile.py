@@ -61,7 +61,6 @@ class ModelProfile:
         tied_output_bytes: size of the embedding matrix when it also serves as output matrix.
         tied_output_type: its tensor type, or empty.
         recurrent_bytes: recurrent state of one sequence; 0 for pure attention.
-        fused_gate: gate and up projection are one matrix (phi3).
         weights_bytes: all weights, each padded as in the engine's buffers.
         file_size_bytes: size of the file.
         causal: generates text, token after token.
@@ -96,7 +95,6 @@ class ModelProfile:
     tied_output_bytes: int
     tied_output_type: str
     recurrent_bytes: int
-    fused_gate: bool
     weights_bytes: int
     file_size_bytes: int
     causal: bool
@@ -246,7 +244,6 @@ def _weights(tensors: tuple[TensorInfo, ...], blocks: int) -> dict[str, Any]:
         "output_bytes": outputs,
         "tied_output_bytes": tied.size_bytes if tied else 0,
         "tied_output_type": tied.ggml_type if tied else "",
-        "fused_gate": "blk.0.ffn_up.weight" in by_name and "blk.0.ffn_gate.weight" not in by_name,
         "weights_bytes": inputs + sum(by_block) + outputs,
     }
 
