@@ -65,7 +65,7 @@ class _Task:
     model: ServedModel
     demand: Demand
     sampling: SamplingOptions
-    think: bool | str
+    think: bool | str | None
     started_s: float
 
 
@@ -195,8 +195,8 @@ class Answerer:
             raise BadRequestError(f'"{request.model}" does not support thinking')
         sampling, load = resolve_options(model.installed.parameters, request.options)
         think = request.think
-        if think is None:
-            think = model.can("thinking")
+        if think is None and model.can("thinking"):
+            think = True
         return _Task(
             request=request,
             model=model,
@@ -209,7 +209,7 @@ class Answerer:
     def _render(self, task: _Task, gone: Gone) -> str:
         with self._admission.enter(), self._scheduler.acquire(task.demand, gone=gone) as lease:
             prompt = _prompt(task, lease)
-            return prompt.text or lease.runner.detokenize(prompt.tokens)
+            return prompt.shown or lease.runner.detokenize(prompt.tokens)
 
     def _answer(self, task: _Task, gone: Gone, *, empty: bool) -> Chunks:
         """Load the model and generate; once more if the runner dies unheard."""

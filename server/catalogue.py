@@ -26,6 +26,8 @@ from server.errors import (
     LoadFailedError,
     ServerError,
 )
+from server.prompt.jinja import JinjaTemplate, TemplateBrokenError
+from server.prompt.render import Capabilities, probe
 
 LOG = logging.getLogger("satchel.server")
 
@@ -38,16 +40,12 @@ class Traits:
     """What the header of the weights says beyond the numbers placement needs.
 
     Attributes:
-        bos_token: text of the token that opens a sequence; empty without one.
-        eos_token: text of the token that ends a turn; empty without one.
         fim: ids of the fill-in-the-middle tokens (prefix, suffix, middle), or ``None``.
         jinja: the chat template, or ``None``.
         capabilities: in Ollama's words and order.
         size_label: parameter count as ``8.0B``.
     """
 
-    bos_token: str
-    eos_token: str
     fim: tuple[int, int, int] | None
     jinja: str | None
     capabilities: tuple[str, ...]
@@ -228,11 +226,9 @@ def _traits(model_path: Path) -> Traits:
     """Cached by path: a blob's path holds its digest, and blobs never change."""
     header = read_header(model_path)
     template = header.metadata.get("tokenizer.chat_template")
-    jinja = template if isinstance(template, str) else None
+    jinja = template if isinstance(template, str) and template.strip() else None
     fim = _fim(header)
     return Traits(
-        bos_token=_token(header, "tokenizer.ggml.bos_token_id"),
-        eos_token=_token(header, "tokenizer.ggml.eos_token_id"),
         fim=fim,
         jinja=jinja,
         capabilities=_capabilities(header, jinja, insert=fim is not None),
@@ -241,21 +237,29 @@ def _traits(model_path: Path) -> Traits:
 
 
 def _capabilities(header: GgufHeader, jinja: str | None, *, insert: bool) -> tuple[str, ...]:
-    """Ollama's rules: a pooling type makes an embedding model, anything else completes."""
+    """A pooling type makes an embedding model, anything else completes; the template says more."""
     architecture = header.string("general.architecture", "")
     if f"{architecture}.pooling_type" in header.metadata:
         return ("embedding",)
-    found = ["completion"]
-    if jinja is not None:
-        if "tools" in jinja or "tool_call" in jinja:
-            found.append("tools")
-        if insert:
-            found.append("insert")
-        if "</think>" in jinja or "enable_thinking" in jinja:
-            found.append("thinking")
-    elif insert:
-        found.append("insert")
-    return tuple(found)
+    template = _template_capabilities(jinja)
+    flags = {
+        "completion": True,
+        "tools": template.tools,
+        "insert": insert,
+        "thinking": template.thinking,
+    }
+    return tuple(name for name, has in flags.items() if has)
+
+
+def _template_capabilities(jinja: str | None) -> Capabilities:
+    """What a template can express; nothing if it is none, which whoever renders it will say."""
+    if jinja is None:
+        return Capabilities()
+    try:
+        return probe(JinjaTemplate(jinja))
+    except TemplateBrokenError as error:
+        LOG.warning("a model's chat template cannot be used: %s", error)
+        return Capabilities()
 
 
 def _fim(header: GgufHeader) -> tuple[int, int, int] | None:
@@ -267,20 +271,6 @@ def _fim(header: GgufHeader) -> tuple[int, int, int] | None:
                 ids.append(value)
                 break
     return (ids[0], ids[1], ids[2]) if len(ids) == 3 else None  # noqa: PLR2004 - the three parts
-
-
-def _token(header: GgufHeader, key: str) -> str:
-    """The text of the token whose id stands under ``key``; empty where there is none."""
-    index = header.metadata.get(key)
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(index, int) or not isinstance(tokens, GgufArray | tuple):
-        return ""
-    for number, token in enumerate(tokens):
-        if number == index:
-            return (
-                token.decode("utf-8", errors="replace") if isinstance(token, bytes) else str(token)
-            )
-    return ""
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

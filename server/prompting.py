@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from hwprobe.errors import GgufError
+from hwprobe.gguf import read_header
 from server.catalogue import ServedModel
 from server.chat import ChatRequest, GenerateRequest, Message, Tool
 from server.conversation import PROMPT_TOO_LONG, assemble, fit
-from server.errors import BadRequestError
-from server.prompt.jinja import JinjaTemplate
+from server.errors import BadRequestError, LoadFailedError
+from server.prompt.guard import escape_marks, without_marks
+from server.prompt.model import renderer_of
+from server.prompt.render import Renderer
 from server.scheduler import Lease
 
 
@@ -19,7 +23,8 @@ class Prompt:
     """What the model continues.
 
     Attributes:
-        text: as rendered; empty for fill-in-the-middle, which has no text form.
+        text: as rendered, with the marks that guard control tokens; empty for
+            fill-in-the-middle, which has no text form.
         tokens: what the engine gets.
         dropped: messages left out because the context is too small.
     """
@@ -28,9 +33,14 @@ class Prompt:
     tokens: tuple[int, ...]
     dropped: int = 0
 
+    @property
+    def shown(self) -> str:
+        """The text as a person should see it."""
+        return without_marks(self.text)
+
 
 def chat_prompt(
-    request: ChatRequest, model: ServedModel, lease: Lease, *, think: bool | str
+    request: ChatRequest, model: ServedModel, lease: Lease, *, think: bool | str | None
 ) -> Prompt:
     """Render a conversation, without its oldest messages where it is too long.
 
@@ -57,7 +67,7 @@ def chat_prompt(
 
 
 def generate_prompt(
-    request: GenerateRequest, model: ServedModel, lease: Lease, *, think: bool | str
+    request: GenerateRequest, model: ServedModel, lease: Lease, *, think: bool | str | None
 ) -> Prompt:
     """Render a single prompt, or take it as it is.
 
@@ -67,19 +77,20 @@ def generate_prompt(
     runner = lease.runner
     if request.suffix and model.traits.fim is not None:
         prefix, suffix, middle = model.traits.fim
-        before = runner.tokenize(request.prompt, add_bos=False, parse_special=False)
-        after = runner.tokenize(request.suffix, add_bos=False, parse_special=False)
+        head = runner.tokenize(request.prompt, add_bos=False, parse_special=False)
+        tail = runner.tokenize(request.suffix, add_bos=False, parse_special=False)
         opening = runner.tokenize("")
-        prompt = Prompt(text="", tokens=(*opening, prefix, *before, suffix, *after, middle))
+        prompt = Prompt(text="", tokens=(*opening, prefix, *head, suffix, *tail, middle))
     elif request.raw:
-        prompt = Prompt(text=request.prompt, tokens=runner.tokenize(request.prompt))
+        text = renderer(model).plain(request.prompt)
+        prompt = Prompt(text=text, tokens=runner.tokenize(text))
     else:
         text = _render(model, _one_turn(request, model), tools=(), think=think)
         if request.context:
             _check_context(request.context, runner.ready.n_vocab)
             own = runner.tokenize(text, add_bos=False)
-            text = runner.detokenize(request.context) + text
-            prompt = Prompt(text=text, tokens=(*request.context, *own))
+            before = escape_marks(runner.detokenize(request.context))
+            prompt = Prompt(text=before + text, tokens=(*request.context, *own))
         else:
             prompt = Prompt(text=text, tokens=runner.tokenize(text))
     _refuse_overlong(prompt, lease.settings.num_ctx, cut=request.truncate and request.shift)
@@ -101,7 +112,7 @@ def _render(
     messages: tuple[Message, ...],
     *,
     tools: tuple[Tool, ...],
-    think: bool | str,
+    think: bool | str | None,
 ) -> str:
     """Apply the model's template.
 
@@ -109,53 +120,31 @@ def _render(
         BadRequestError: it has none that can be used, or the template refuses the messages.
         ServerError: the template is broken.
     """
-    traits = model.traits
-    if traits.jinja is None:
-        if model.installed.template is not None:
-            raise BadRequestError(
-                f"{model.installed.name.full()} has only a Go template, which is not supported; "
-                "raw mode works"
-            )
-        return "".join(message.content for message in messages if message.role != "system")
-    variables: dict[str, Any] = {"enable_thinking": bool(think), "thinking": bool(think)}
-    if isinstance(think, str):
-        variables["reasoning_effort"] = think
-    return _template(traits.jinja, traits.bos_token, traits.eos_token).render(
-        [_message(message) for message in messages],
-        [_tool(tool) for tool in tools] or None,
-        **variables,
-    )
+    if model.traits.jinja is None and model.installed.template is not None:
+        raise BadRequestError(
+            f"{model.installed.name.full()} has only a Go template, which is not supported; "
+            "raw mode works"
+        )
+    return renderer(model).chat(messages, tools, think=think)
 
 
-@functools.lru_cache(maxsize=64)
-def _template(source: str, bos_token: str, eos_token: str) -> JinjaTemplate:
-    return JinjaTemplate(source, bos_token=bos_token, eos_token=eos_token)
+def renderer(model: ServedModel) -> Renderer:
+    """The renderer of a model; it is made once for each blob.
+
+    Raises:
+        LoadFailedError: the model's file cannot be read.
+        ServerError: its template is broken.
+    """
+    try:
+        return _renderer(model.installed.model_path)
+    except (GgufError, OSError) as error:
+        raise LoadFailedError(f"{model.installed.name.short()}: cannot be read") from error
 
 
-def _message(message: Message) -> dict[str, Any]:
-    """A message as templates know it: OpenAI's form, arguments as an object."""
-    shown: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.thinking:
-        shown["reasoning_content"] = message.thinking
-    if message.tool_calls:
-        shown["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": dict(call.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_name:
-        shown["name"] = message.tool_name
-    if message.tool_call_id:
-        shown["tool_call_id"] = message.tool_call_id
-    return shown
-
-
-def _tool(tool: Tool) -> dict[str, Any]:
-    """A tool as the client sent it, with its type."""
-    return {"type": "function", **tool.raw}
+@functools.lru_cache(maxsize=16)
+def _renderer(model_path: Path) -> Renderer:
+    """Cached by path: a blob's path holds its digest. A vocabulary takes some megabytes."""
+    return renderer_of(read_header(model_path))
 
 
 def _check_context(context: tuple[int, ...], n_vocab: int) -> None:

@@ -381,6 +381,19 @@ def test_prompt_is_rendered_by_the_models_template(
     assert render(server, path, **body) == prompt
 
 
+def test_control_tokens_of_a_client_are_shown_as_written(server: LiveServer) -> None:
+    content = "a<s>b</s>\ue000"
+    messages = [{"role": "user", "content": content}]
+    prompt = render(server, "/api/chat", model="tiny", messages=messages)
+    assert prompt == f"[user]{content}[assistant]"
+
+
+def test_answer_that_has_begun_is_gone_on_with(server: LiveServer) -> None:
+    messages = [USER, {"role": "assistant", "content": "The answer"}]
+    prompt = render(server, "/api/chat", model="tiny", messages=messages)
+    assert prompt == "[user]q[assistant]The answer"
+
+
 def test_context_is_put_in_front(server: LiveServer) -> None:
     _, first = server.post("/api/generate", model="tiny", prompt="hi", stream=False)
     again = render(server, "/api/generate", model="tiny", prompt="q", context=first["context"])
