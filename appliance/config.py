@@ -30,6 +30,7 @@ from bundler.format.name import ModelName
 
 DEFAULT_FILE = Path("/etc/satchel/satchel.toml")
 _MAX_FILE_BYTES = 1 << 20
+_SYSTEM_STORE: Path = next(row.default for row in SETTINGS if row.name == "store.path")
 _COMPOSITE_ENV = ("SATCHEL_HOST", "OLLAMA_HOST")
 """Variables that hold host and port in one text."""
 
@@ -163,26 +164,30 @@ class Config:
         )
 
 
-def default_store(environ: Mapping[str, str]) -> Path:
-    """Where the store is when nobody says: ``/var/lib/satchel``, or the user's data directory.
+def default_store(environ: Mapping[str, str], *, for_system: bool) -> Path:
+    """Where the store is when nobody says.
 
-    The latter only for a user other than root who cannot write to the former.
+    Args:
+        environ: ``XDG_DATA_HOME`` and ``HOME`` are looked at.
+        for_system: this user may write to ``/var/lib/satchel``.
+
+    Returns:
+        That directory, or one below the user's data directory.
     """
-    system: Path = next(row.default for row in SETTINGS if row.name == "store.path")
-    if os.geteuid() == 0 or os.access(system, os.W_OK):
-        return system
-    data = environ.get("XDG_DATA_HOME", "")
-    home = environ.get("HOME", "")
-    if data.startswith("/"):
+    data, home = environ.get("XDG_DATA_HOME", ""), environ.get("HOME", "")
+    if not for_system and data.startswith("/"):
         return Path(data) / "satchel"
-    return Path(home) / ".local/share/satchel" if home.startswith("/") else system
+    if not for_system and home.startswith("/"):
+        return Path(home) / ".local/share/satchel"
+    return _SYSTEM_STORE
 
 
 def _default_values(
     environ: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     values = {setting.name: setting.default for setting in SETTINGS}
-    values["store.path"] = default_store(environ)
+    for_system = os.geteuid() == 0 or os.access(_SYSTEM_STORE, os.W_OK)
+    values["store.path"] = default_store(environ, for_system=for_system)
     return values, dict.fromkeys(values, "default"), []
 
 

@@ -35,7 +35,7 @@ from bundler.format.volume import BundleDirectory
 
 SYNC_BYTES = 256 << 20
 """A pulled plug loses at most this much work, and the writeback queue never stalls others."""
-_SLOTS_BYTES = 72 << 20
+_SLOTS_BYTES = 48 << 20
 """Bound on all slots together; one slot holds stored bytes, planes and plain bytes."""
 _MAX_THREADS = 4
 """Beyond four, sticks and the one ordered hash are the limit (measured)."""

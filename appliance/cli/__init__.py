@@ -13,9 +13,10 @@ from appliance.cli import bundles, models, site, talk
 from appliance.cli.frame import version
 from appliance.errors import AppError
 from bundler.format.errors import BundleError
-from hwprobe.errors import ProbeError
+from hwprobe.errors import DoesNotFitError, GgufError, ProbeError
 
 INTERRUPTED = 130
+_PROBE_CODES: dict[type[ProbeError], int] = {GgufError: 10, DoesNotFitError: 14}
 
 app = typer.Typer(
     name="satchel",
@@ -69,6 +70,9 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - the outermost edge: one line, not a trace
         return _explain(error)
+    # Typer swallows Ctrl-C and returns the code it means.
+    if code == INTERRUPTED:
+        return _complain("interrupted", "", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -77,7 +81,7 @@ def _explain(error: Exception) -> int:
         case AppError() | BundleError():
             return _complain(str(error), error.hint, error.exit_code)
         case ProbeError():
-            return _complain(str(error), error.hint, 1)
+            return _complain(str(error), error.hint, _PROBE_CODES.get(type(error), 1))
         case typer.TyperException():
             text = getattr(error, "format_message", error.__str__)()
             code = getattr(error, "exit_code", 2)
