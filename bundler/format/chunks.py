@@ -28,6 +28,7 @@ _BLOCK_HEADER_BYTES: Final = 3
 _RLE: Final = 1
 _RESERVED_BLOCK: Final = 3
 _CHECKSUM_BYTES: Final = 4
+_BLOCK_ELEMENTS: Final = 32 << 10
 _DTYPES: Final[dict[int, str]] = {2: "<u2", 4: "<u4"}
 
 
@@ -124,6 +125,7 @@ class ChunkEncoder:
             1, min_match=7, hash_log=10, write_content_size=1, write_checksum=0, write_dict_id=0
         )
         self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
+        self._planes = bytearray()
 
     def encode(self, plain: bytes | memoryview, codec: Codec, kind: Filter) -> bytes | memoryview:
         """Stored bytes of one chunk; for `Codec.RAW` the plain bytes themselves.
@@ -135,8 +137,13 @@ class ChunkEncoder:
             return plain
         if codec is not Codec.ZSTD:
             raise UnsupportedError(f"chunk codec {codec.name.lower()} is not written")
-        source = plain if kind is Filter.NONE else split_planes(memoryview(plain), kind.width)
-        return self._zstd.compress(source)
+        if kind is Filter.NONE:
+            return self._zstd.compress(plain)
+        if len(self._planes) < len(plain):
+            self._planes = bytearray(len(plain))
+        planes = memoryview(self._planes)[: len(plain)]
+        split_planes(memoryview(plain), kind.width, planes)
+        return self._zstd.compress(planes)
 
 
 def decode_chunk(record: ChunkRecord, stored: bytes) -> bytes:
@@ -206,37 +213,39 @@ def _frame_end(stored: memoryview, start: int, has_checksum: bool) -> int:  # no
             return at + (_CHECKSUM_BYTES if has_checksum else 0)
 
 
-def split_planes(data: memoryview, width: int) -> bytearray:
+def split_planes(data: memoryview, width: int, out: memoryview) -> None:
     """Byte ``k`` of every element into plane ``k``; the bytes of no whole element stay last.
 
-    Shifts on whole elements are two to three times faster than strided slices.
+    Shifts that narrow as they write are five times faster than masks, which need a second array.
 
     Args:
         data: any number of bytes.
         width: bytes of an element, 2 or 4.
+        out: as many bytes; overwritten.
     """
     count = len(data) // width
-    out = bytearray(len(data))
     elements: NDArray[Any] = np.frombuffer(data, dtype=_DTYPES[width], count=count)
     planes = np.frombuffer(out, dtype=np.uint8, count=count * width).reshape(width, count)
     for place in range(width):
-        planes[place] = elements >> (8 * place) & 0xFF
+        np.right_shift(elements, 8 * place, out=planes[place], casting="unsafe")
     out[count * width :] = data[count * width :]
-    return out
 
 
 def merge_planes(data: memoryview, width: int, out: memoryview) -> None:
-    """Undo `split_planes`.
+    """Undo `split_planes`, in blocks that stay in the processor's cache.
 
     Args:
         data: planes.
         width: bytes of an element, 2 or 4.
-        out: as many bytes as ``data``; overwritten.
+        out: as many bytes; overwritten.
     """
     count = len(data) // width
     planes = np.frombuffer(data, dtype=np.uint8, count=count * width).reshape(width, count)
     elements: NDArray[Any] = np.frombuffer(out, dtype=_DTYPES[width], count=count)
-    elements[:] = planes[0]
-    for place in range(1, width):
-        elements |= planes[place].astype(elements.dtype) << (8 * place)
+    for start in range(0, count, _BLOCK_ELEMENTS):
+        block = elements[start : start + _BLOCK_ELEMENTS]
+        block[:] = planes[width - 1, start : start + _BLOCK_ELEMENTS]
+        for place in range(width - 2, -1, -1):
+            block <<= 8
+            block |= planes[place, start : start + _BLOCK_ELEMENTS]
     out[count * width :] = data[count * width :]

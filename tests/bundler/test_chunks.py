@@ -73,10 +73,20 @@ def test_every_codec_and_filter_gives_the_bytes_back(
 def test_planes_are_split_as_the_format_says_and_merged_again(data: bytes, width: int) -> None:
     whole = len(data) // width * width
     expected = b"".join(data[place:whole:width] for place in range(width)) + data[whole:]
-    assert split_planes(memoryview(data), width) == expected
     out = bytearray(len(data))
+    split_planes(memoryview(data), width, memoryview(out))
+    assert out == expected
     merge_planes(memoryview(expected), width, memoryview(out))
     assert out == data
+
+
+def test_planes_of_many_blocks_are_merged_again() -> None:
+    data = hashlib.shake_256(b"many").digest(300_001)
+    for width in (2, 4):
+        planes, out = bytearray(len(data)), bytearray(len(data))
+        split_planes(memoryview(data), width, memoryview(planes))
+        merge_planes(memoryview(planes), width, memoryview(out))
+        assert out == data
 
 
 def test_one_decoder_serves_many_chunks_of_every_kind() -> None:

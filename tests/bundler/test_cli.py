@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -213,3 +214,23 @@ def test_an_interrupted_pack_says_so_and_leaves_nothing(desk: Path) -> None:
     assert child.returncode == 130, err
     assert b"satchel-bundle: error: interrupted" in err
     assert not (desk / "stick" / "satchel").exists()
+
+
+def test_progress_is_a_bar_on_a_terminal(desk: Path) -> None:
+    parent, child = pty.openpty()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", "from bundler.cli import main; main()", *PACK, "--seq", "1"],
+            cwd=desk,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+            stdout=subprocess.DEVNULL,
+            stderr=child,
+            check=False,
+        )
+        shown = os.read(parent, 1 << 20).decode()
+    finally:
+        os.close(parent)
+        os.close(child)
+    assert ended.returncode == 0, shown
+    assert "reading source" in shown
+    assert "\x1b[" in shown
