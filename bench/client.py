@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 HOST = "127.0.0.1"
+OK = 200
 NICE = 10
 MAX_REQUESTS = 128
 MAX_LINE_BYTES = 16 << 20
@@ -201,7 +202,7 @@ class _Player:
             await writer.drain()
             exchange.sent_s = time.monotonic()
             async for line in _lines(reader, exchange):
-                record = _record(line, request.form)
+                record = _record(line, request.form, exchange.status)
                 if record is None:
                     continue
                 await self._take(record, exchange)
@@ -214,7 +215,7 @@ class _Player:
                 await writer.wait_closed()
 
     async def _take(self, record: dict[str, Any], exchange: Exchange) -> None:
-        if exchange.status != 200 or "error" in record:
+        if exchange.status != OK or "error" in record:
             exchange.fault = str(record.get("error", record))[:300]
         if text := _text(record):
             exchange.pieces_s.append(time.monotonic())
@@ -264,13 +265,18 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncI
             yield data
 
 
-def _record(line: bytes, form: Form) -> dict[str, Any] | None:
+def _record(line: bytes, form: Form, status: int) -> dict[str, Any] | None:
     text = line.strip()
     if form == "sse" and text.startswith(b"data:"):
         text = text.removeprefix(b"data:").strip()
     if not text or text == b"[DONE]" or text.startswith(b":"):
         return None
-    record = json.loads(text)
+    try:
+        record = json.loads(text)
+    except ValueError:
+        if status == OK:
+            raise
+        return {"error": f"{status} {text.decode(errors='replace')}"}
     return record if isinstance(record, dict) else {"values": record}
 
 

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -44,19 +45,16 @@ def tree(pid: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def cpu_s(pids: Iterable[int]) -> float:
-    """CPU seconds these processes have used so far.
+def cpu_s(pid: int) -> float:
+    """CPU seconds a process has used so far, its ended threads included.
 
     Raises:
-        GoneError: one of them has ended.
+        GoneError: it has ended.
     """
-    total = 0.0
-    for pid in pids:
-        try:
-            total += time.clock_gettime(_process_clock(pid))
-        except OSError as error:
-            raise GoneError(f"process {pid} has ended") from error
-    return total
+    try:
+        return time.clock_gettime(_process_clock(pid))
+    except OSError as error:
+        raise GoneError(f"process {pid} has ended") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,27 +138,32 @@ def machine_cpu_s() -> float:
 
 
 class Meter:
-    """CPU time of some process trees, and of everything else, since it was made."""
+    """CPU time of a process tree, and of everything else, since it was made."""
 
-    def __init__(self, *roots: int) -> None:
-        self._roots = roots
-        self._begin = {pid: cpu_s((pid,)) for root in roots for pid in tree(root)}
+    def __init__(self, root: int) -> None:
+        """Start counting.
+
+        Args:
+            root: id of the process at the top.
+
+        Raises:
+            GoneError: it has ended.
+        """
+        self._root = root
+        self._begin_s = _tree_cpu_s(root)
         self._machine_begin_s = machine_cpu_s()
         self._own_begin_s = _own_cpu_s()
         self._wall_begin_s = time.monotonic()
 
     def read(self) -> tuple[float, float]:
-        """CPU seconds of the trees, and the share others took of one CPU, in percent.
+        """CPU seconds of the tree, and the share others took of one CPU, in percent.
 
-        Others are all but the trees, this process, and the children it has waited for.
+        Others are all but the tree, this process, and the children it has waited for.
 
         Raises:
-            GoneError: a measured process has ended.
+            GoneError: the process at the top has ended.
         """
-        now = {pid: cpu_s((pid,)) for root in self._roots for pid in tree(root)}
-        used_s = sum(value - self._begin.get(pid, 0.0) for pid, value in now.items())
-        if not self._begin.keys() <= now.keys():
-            raise GoneError("a measured process has ended")
+        used_s = _tree_cpu_s(self._root) - self._begin_s
         ours_s = used_s + _own_cpu_s() - self._own_begin_s
         others_s = machine_cpu_s() - self._machine_begin_s - ours_s
         wall_s = max(time.monotonic() - self._wall_begin_s, 1e-9)
@@ -180,11 +183,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio | None:
     """Compare two series whose entries belong to the same rounds.
 
     Returns:
-        ``None`` when there is nothing to compare or to divide by. With fewer than three rounds
-        the interval is what was seen, not an estimate.
+        ``None`` when there is nothing to compare, or a median is not positive: differences
+        within the noise have no ratio. With fewer than three rounds the interval is what was
+        seen, not an estimate.
     """
     pairs = list(zip(ours, theirs, strict=True))
-    if not pairs or statistics.median(theirs) == 0:
+    if not pairs or statistics.median(theirs) <= 0 or statistics.median(ours) < 0:
         return None
     drawn = sorted(_resampled(pairs))
     edge = int(len(drawn) * (1 - CONFIDENCE) / 2)
@@ -215,8 +219,21 @@ def _resampled(pairs: Sequence[tuple[float, float]]) -> Iterable[float]:
     for _ in range(BOOTSTRAP_DRAWS):
         draw = rng.choices(pairs, k=len(pairs))
         below = statistics.median(theirs for _, theirs in draw)
-        if below:
+        if below > 0:
             yield statistics.median(ours for ours, _ in draw) / below
+
+
+def _tree_cpu_s(root: int) -> float:
+    """CPU seconds of a tree's processes, and of the children they have waited for."""
+    total = cpu_s(root)
+    for pid in tree(root):
+        fields = _read(PROC / str(pid) / "stat").rpartition(")")[2].split()
+        if fields:
+            total += sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
+        if pid != root:
+            with contextlib.suppress(GoneError):
+                total += cpu_s(pid)
+    return total
 
 
 def _own_cpu_s() -> float:

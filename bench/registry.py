@@ -32,7 +32,7 @@ def quick() -> tuple[Case, ...]:
 
 
 def full() -> tuple[Case, ...]:
-    """Everything, five rounds each: an hour or two."""
+    """Everything: up to three hours on two cores."""
     return (
         throughput.one_stream(tokens=256, rounds=7),
         *(throughput.prefill(prompt=prompt, rounds=5) for prompt in (512, 2048, 8192)),
@@ -45,7 +45,12 @@ def full() -> tuple[Case, ...]:
         lifetime.start(files="cold file", rounds=5),
         lifetime.start(files="warm file", rounds=5),
         lifetime.restart(rounds=5),
-        *(formats.embeddings(texts=256, words=words, rounds=5) for words in (16, 128, 512)),
+        # Fewer of the longer texts: 256 of 512 tokens take ten minutes a round on two cores.
+        *(
+            formats.embeddings(texts=texts, words=words, rounds=3)
+            for texts, words in ((256, 16), (128, 128), (32, 512))
+        ),
+        formats.beside(texts=64, words=128, tokens=512, rounds=5),
         *(
             formats.schema(name=name, streams=streams, rounds=5)
             for name in SCHEMAS
@@ -55,11 +60,11 @@ def full() -> tuple[Case, ...]:
         contention.cancellation(where="decode", repeats=10, rounds=5),
         contention.cancellation(where="not streamed", repeats=6, rounds=5),
         contention.cancellation(where="queue", repeats=6, rounds=5),
-        contention.overload(requests=64, rounds=5),
+        contention.overload(requests=64, rounds=3),
         *(
             throughput.sampling(model=model, sampler=sampler, tokens=128, rounds=5)
             for model in ("thin-32k", "thin-152k", "thin-262k")
             for sampler in throughput.SAMPLERS
         ),
-        lifetime.memory(words=2000, rounds=5),
+        lifetime.memory(words=2000, rounds=2),
     )

@@ -72,7 +72,7 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
             _value(all_ours),
             _value(all_theirs),
             _ratio(against, rounds=len(ours)),
-            _verdict(metric, against),
+            _verdict(metric, against, all_ours),
             _value(bound),
             _share(metric, all_ours, bound),
         )
@@ -96,14 +96,16 @@ def _ratio(found: measure.Ratio | None, *, rounds: int) -> str:
     return f"{found.value:.2f} [{found.low:.2f} {found.high:.2f}]"
 
 
-def _verdict(metric: Metric, found: measure.Ratio | None) -> str:
+def _verdict(metric: Metric, found: measure.Ratio | None, ours: Sequence[float]) -> str:
+    """Against the peer, or against a limit of our own."""
+    if metric.limit is not None:
+        met = f" {_met(statistics.median(ours) <= metric.limit)}" if ours else ""
+        return f"own ≤ {metric.limit:.0f}{met}"
     if metric.aim is None:
         return ""
     sign = "≥" if metric.better == "more" else "≤"
-    if found is None:
-        return f"{sign} {metric.aim:.2f}"
-    met = _reaches(metric, found.value, metric.aim)
-    return f"{sign} {metric.aim:.2f} {'met' if met else 'missed'}"
+    met = f" {_met(_reaches(metric, found.value, metric.aim))}" if found else ""
+    return f"{sign} {metric.aim:.2f}{met}"
 
 
 def _share(metric: Metric, ours: Sequence[float], bound: Sequence[float]) -> str:
@@ -112,8 +114,12 @@ def _share(metric: Metric, ours: Sequence[float], bound: Sequence[float]) -> str
     share = statistics.median(ours) / statistics.median(bound)
     if metric.bound_aim is None:
         return f"{share:.2f}"
-    met = _reaches(metric, share, metric.bound_aim)
-    return f"{share:.2f} (≥ {metric.bound_aim:.2f} {'met' if met else 'missed'})"
+    met = _met(_reaches(metric, share, metric.bound_aim))
+    return f"{share:.2f} (≥ {metric.bound_aim:.2f} {met})"
+
+
+def _met(yes: bool) -> str:  # noqa: FBT001 - one word for one truth
+    return "met" if yes else "missed"
 
 
 def _reaches(metric: Metric, value: float, aim: float) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ QUIET_WAIT_S = 30.0
 def main() -> int:
     """Measure, print the table, keep the samples; 0 unless nothing could be measured."""
     arguments = _arguments()
+    # A plain kill must end the servers too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = measure.wait_for_quiet(0.0 if arguments.allow_noise else QUIET_WAIT_S)
     if state.complaint and not arguments.allow_noise:
         sys.stderr.write(
@@ -67,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="about five minutes (the default)")
-    length.add_argument("--full", action="store_true", help="all cases, an hour or more")
+    length.add_argument("--full", action="store_true", help="all cases, up to three hours")
     parser.add_argument("--only", default="", metavar="W1,W3", help="only these workloads")
     parser.add_argument("--llama-bin", type=Path, metavar="DIR", help="where the peers are")
     parser.add_argument("--engine-lib", type=Path, metavar="DIR", help="libraries for the peers")

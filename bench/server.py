@@ -184,8 +184,18 @@ class Side(ABC):
         """Say it in this server's words."""
 
     @abstractmethod
-    def embedding(self, texts: tuple[str, ...], *, id: str) -> client.Request:  # noqa: A002 - the name of the request's field
+    def embedding(
+        self,
+        texts: tuple[str, ...],
+        *,
+        id: str,  # noqa: A002 - the name of the request's field
+        after: client.Trigger | None = None,
+    ) -> client.Request:
         """Ask for embeddings."""
+
+    @abstractmethod
+    def embedder(self) -> Side:
+        """The server that embeds while this one generates; not running if it is another."""
 
     @abstractmethod
     def usage(self, exchange: client.Exchange) -> Usage:
@@ -271,7 +281,7 @@ class Side(ABC):
         )
         told = client.converse([request], limit_s=READY_LIMIT_S).exchanges["warm-up"]
         if told.status != 200 or told.fault:
-            raise ServerError(f"{self.name}: {told.fault or told.status}{self._log_tail()}")
+            raise ServerError(f"{told.fault or told.status}")
 
     def stop(self) -> None:
         """Stop the server, if it runs."""

@@ -52,7 +52,13 @@ class Ours(Side):
             path, stream = ("/v1/chat/completions", "sse")
         return spoken(ask, self.process.port, path, body, stream)
 
-    def embedding(self, texts: tuple[str, ...], *, id: str) -> client.Request:  # noqa: A002 - the name of the request's field
+    def embedding(
+        self,
+        texts: tuple[str, ...],
+        *,
+        id: str,  # noqa: A002 - the name of the request's field
+        after: client.Trigger | None = None,
+    ) -> client.Request:
         """Ollama's call."""
         body = {
             "model": self.settings.model,
@@ -61,8 +67,12 @@ class Ours(Side):
             "options": self._load_options(),
         }
         return client.Request(
-            id=id, port=self.process.port, path="/api/embed", body=body, form="json"
+            id=id, port=self.process.port, path="/api/embed", body=body, form="json", after=after
         )
+
+    def embedder(self) -> Ours:
+        """This same server."""
+        return self
 
     def usage(self, exchange: client.Exchange) -> Usage:
         """The metrics of the last object, or OpenAI's usage."""
@@ -120,6 +130,7 @@ class Peer(Side):
         """
         super().__init__(folder)
         self._programs = programs
+        self._libraries = libraries
         self._environment = {**environment, **library_path(libraries, programs)}
 
     def command(self, settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
@@ -159,11 +170,27 @@ class Peer(Side):
             body |= {"json_schema": ask.schema} if ask.schema is not None else {}
         return spoken(ask, self.process.port, path, body, "sse")
 
-    def embedding(self, texts: tuple[str, ...], *, id: str) -> client.Request:  # noqa: A002 - the name of the request's field
+    def embedding(
+        self,
+        texts: tuple[str, ...],
+        *,
+        id: str,  # noqa: A002 - the name of the request's field
+        after: client.Trigger | None = None,
+    ) -> client.Request:
         """OpenAI's call."""
         body = {"input": texts, "model": self.settings.model}
+        port = self.process.port
         return client.Request(
-            id=id, port=self.process.port, path="/v1/embeddings", body=body, form="json"
+            id=id, port=port, path="/v1/embeddings", body=body, form="json", after=after
+        )
+
+    def embedder(self) -> Peer:
+        """A second server: one for text refuses embeddings."""
+        return Peer(
+            self._folder / "embedder",
+            programs=self._programs,
+            libraries=self._libraries,
+            environment=self._environment,
         )
 
     def usage(self, exchange: client.Exchange) -> Usage:

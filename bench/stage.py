@@ -39,6 +39,7 @@ class Metric:
         better: which way is up.
         aim: the ratio ours/theirs the project aims at; ``None`` if it has none.
         bound_aim: the same against the engine alone.
+        limit: the most our own value may be, whatever others do.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Metric:
     better: Literal["more", "less"]
     aim: float | None = None
     bound_aim: float | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,19 +135,23 @@ class Stage:
         own = _pick(vocabulary, f"{self.seed}/{id.partition('#')[0]}", words - prefix)
         return Ask(id=id, words=words, prompt=shared + own, tokens=tokens, **more)
 
-    def talk(self, asks: Sequence[Ask], *, strict: bool = True) -> Talk:
+    def talk(
+        self, asks: Sequence[Ask], *, strict: bool = True, also: Sequence[client.Request] = ()
+    ) -> Talk:
         """Play the asks and take the measures.
 
         Args:
             asks: all of the script.
             strict: every ask that is not cut must be answered in full.
+            also: requests that are no completions, perhaps to other servers; of them only the
+                exchanges are kept.
 
         Raises:
             ServerError: ``strict``, and one was not.
             ClientError: the client failed.
             GoneError: a process of the side ended.
         """
-        requests = [self.side.request(ask) for ask in asks]
+        requests = [*(self.side.request(ask) for ask in asks), *also]
         meter = measure.Meter(self.side.process.popen.pid)
         told = client.converse(requests, limit_s=TALK_LIMIT_S)
         cpu_s, foreign_percent = meter.read()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from bench import client, measure
 from bench.measure import percentile
 from bench.schemas import SCHEMAS, matches
 from bench.server import ServerError, Settings
 from bench.stage import TALK_LIMIT_S, Case, Metric, Stage
+
+STREAMS = 4
+"""W7: streams that decode beside the embeddings."""
 
 MOST_TOKENS = 700
 """Longest answer of W8: the longest its schemas allow, with room for white space."""
@@ -43,6 +47,49 @@ def _play_embeddings(stage: Stage, *, texts: int, words: int) -> dict[str, float
         )
     wall_s = exchange.end_s - exchange.sent_s
     return {"rate": texts / wall_s, "cpu_ms": 1e3 * cpu_s / texts}
+
+
+def beside(*, texts: int, words: int, tokens: int, rounds: int) -> Case:
+    """W7: the same while four streams decode; llama-server needs a second process for it."""
+    return Case(
+        workload="W7",
+        label=f"{texts} texts of {words} tokens beside {STREAMS} streams",
+        settings=Settings(seats=8, seat_tokens=1024),
+        metrics=(
+            Metric(key="rate", label="texts/s", better="more"),
+            Metric(key="p99_ms", label="streams' gap p99 ms", better="less"),
+            Metric(key="alone_ms", label="the same without texts ms", better="less"),
+        ),
+        play=functools.partial(_play_beside, texts=texts, words=words, tokens=tokens),
+        rounds=rounds,
+    )
+
+
+def _play_beside(stage: Stage, *, texts: int, words: int, tokens: int) -> dict[str, float]:
+    prompts = tuple(stage.ask(f"t{index}", words, 0).prompt for index in range(texts))
+    streams = tuple(f"s{index}" for index in range(STREAMS))
+    asks = [stage.ask(one, 32, tokens) for one in streams]
+    alone = stage.talk([stage.ask(f"a{index}", 32, tokens) for index in range(STREAMS)])
+    embedder = stage.side.embedder()
+    own = embedder.running
+    if not own:
+        embedder.start(replace(stage.settings, embeddings=True))
+    try:
+        arrival = client.Trigger(ids=streams, pieces=8)
+        request = embedder.embedding(prompts, id="texts", after=arrival)
+        talk = stage.talk(asks, also=[request])
+    finally:
+        if not own:
+            embedder.stop()
+    exchange = talk.exchanges["texts"]
+    if exchange.fault or exchange.status != client.OK:
+        raise ServerError(exchange.fault or str(exchange.status))
+    during = talk.gaps_s(*streams, between=(exchange.sent_s, exchange.end_s))
+    return {
+        "rate": texts / (exchange.end_s - exchange.sent_s),
+        "p99_ms": 1e3 * percentile(during, 99),
+        "alone_ms": 1e3 * percentile(alone.gaps_s(), 99),
+    }
 
 
 def schema(*, name: str, streams: int, rounds: int) -> Case:
