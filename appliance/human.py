@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 _DECIMAL = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
@@ -14,6 +15,15 @@ _FOREVER_YEARS = 20
 """Ollama writes ``Forever`` for expiries more than this many years ahead."""
 
 COLUMN_GAP = " " * 4
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text without control characters but tabs and line breaks: it must not steer a terminal.
+
+    What models say and what bundles carry is data from elsewhere.
+    """
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def size(size_bytes: int) -> str:

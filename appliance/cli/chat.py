@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from appliance import duration
+from appliance import duration, human
 from appliance.client import Client
 from appliance.errors import AppError
 
@@ -142,16 +142,19 @@ def _show(session: Session, parts: Iterator[tuple[str, str, Mapping[str, Any]]])
     answer = _Answer()
     thinking = False
     grey = sys.stdout.isatty()
+    shown = human.printable if grey else str
     interactive = grey and sys.stdin.isatty()
     with contextlib.ExitStack() as stack:
         if interactive:
             stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         for thought, text, row in parts:
             if thought and not session.hide_thinking:
-                _write(("" if thinking else _mark("Thinking...\n", grey=grey)) + thought)
+                _write(("" if thinking else _mark("Thinking...\n", grey=grey)) + shown(thought))
                 thinking = True
             if text:
-                _write((_mark("\n...done thinking.\n\n", grey=grey) if thinking else "") + text)
+                _write(
+                    (_mark("\n...done thinking.\n\n", grey=grey) if thinking else "") + shown(text)
+                )
                 thinking = False
                 answer.text += text
             answer.row = row

@@ -57,7 +57,7 @@ def blocks(model: InstalledModel, *, verbose: bool) -> str:
                 ),
             )
         )
-    return "\n".join(parts)
+    return human.printable("\n".join(parts))
 
 
 def capabilities(model: InstalledModel) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +27,7 @@ from appliance.errors import RequestError, ServerRefusedError, ServerUnreachable
 from appliance.journal import timestamp
 from appliance.model import InstalledModel
 
+_UNLOAD_TIMEOUT_S = 10.0
 NameArgument = Annotated[str, typer.Argument(metavar="MODEL")]
 
 
@@ -111,19 +114,24 @@ def show_command(
         )
     found = open_store(load_config(config, store)).resolve(read_name(model))
     if license_:
-        typer.echo("\n".join(found.licenses))
+        _echo("\n".join(found.licenses))
     elif modelfile_:
-        typer.echo(modelfile(found))
+        _echo(modelfile(found))
     elif parameters:
-        typer.echo("\n".join(parameter_lines(found.parameters)))
+        _echo("\n".join(parameter_lines(found.parameters)))
     elif template:
-        typer.echo(found.template or found.profile.chat_template or "")
+        _echo(found.template or found.profile.chat_template or "")
     elif system:
-        typer.echo(found.system)
+        _echo(found.system)
     elif json_:
         print_json({**_model_json(found), "profile": found.profile.to_json()})
     else:
         typer.echo(blocks(found, verbose=verbose))
+
+
+def _echo(text: str) -> None:
+    """Into a file or a pipe as it is; on a terminal without what could steer it."""
+    typer.echo(human.printable(text) if sys.stdout.isatty() else text)
 
 
 def remove_command(
@@ -135,14 +143,12 @@ def remove_command(
 ) -> None:
     """Remove models, and the files nothing else uses."""
     loaded = load_config(config, store)
-    client = server(loaded, host)
+    client = replace(server(loaded, host), timeout_s=_UNLOAD_TIMEOUT_S)
     removed = []
     for text in models:
         name = read_name(text)
-        found_store = open_store(loaded)
-        found_store.canonical(name)
         _unload(client, text)
-        freed_bytes = found_store.remove(name)
+        freed_bytes = open_store(loaded).remove(name)
         removed.append({"name": name.short(), "freed_bytes": freed_bytes})
         if not json_:
             typer.echo(f"deleted '{text}'")

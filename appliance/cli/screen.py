@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 import typer
-from hwprobe.report import placement_lines
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,9 +24,10 @@ from appliance.admission import Admitted
 from appliance.choice import Choice
 from hwprobe.machine import Machine
 from hwprobe.quantity import Bytes
+from hwprobe.report import placement_lines
 
-_PLAIN_STEP = 10
-"""Without a terminal, one line per so many percent."""
+_PLAIN_STEP_S = 2.0
+"""Without a terminal, at most one line in so many seconds."""
 
 
 class Screen:
@@ -37,7 +38,7 @@ class Screen:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._doing, self._total, self._done, self._said = "", 0, 0, 0
+        self._doing, self._total, self._done, self._said_s = "", 0, 0, 0.0
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -85,22 +86,22 @@ class Screen:
 
     def begins(self, doing: str, total_bytes: int) -> None:
         """Start a bar, or say that something longer begins."""
-        self._doing, self._total, self._done, self._said = doing, total_bytes, 0, 0
+        self._doing, self._total, self._done = doing, total_bytes, 0
+        self._said_s = time.monotonic()
         if self._bar is not None:
             self._task = self._bar.add_task(doing, total=total_bytes)
         else:
             self._say(f"{doing}: {Bytes(total_bytes)}")
 
     def advances(self, size_bytes: int) -> None:
-        """Move the bar, or say every tenth."""
+        """Move the bar, or say how far it is, now and then."""
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, size_bytes)
             return
         self._done += size_bytes
-        percent = self._done * 100 // self._total if self._total else 100
-        if percent >= self._said + _PLAIN_STEP:
-            self._said = percent - percent % _PLAIN_STEP
-            self._say(f"{self._doing}: {self._said}%")
+        if self._total and time.monotonic() - self._said_s >= _PLAIN_STEP_S:
+            self._said_s = time.monotonic()
+            self._say(f"{self._doing}: {self._done * 100 // self._total}%")
 
     def _lines(self, lines: Iterable[str]) -> None:
         for line in lines:

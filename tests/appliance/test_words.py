@@ -159,3 +159,8 @@ def test_table_is_left_aligned_with_four_spaces_after_each_column() -> None:
     assert human.table(("NAME", "ID"), [("a", "longer"), ("demo", "x")]) == (
         "NAME    ID        \na       longer    \ndemo    x         "
     )
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    assert human.printable("a\tb\nc") == "a\tb\nc"
+    assert human.printable("\x1b[2J\x07\x9b\r") == "\ufffd[2J\ufffd\ufffd\ufffd"
