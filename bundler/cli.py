@@ -32,7 +32,9 @@ from bundler.keyfiles import load_signing_key, make_pair
 from bundler.layers import model_layers
 from bundler.pack import pack as pack_bundle
 from bundler.plan import PackRequest, make_plan, plan_lines
+from bundler.recipe import source_digest
 from bundler.screen import screen_progress
+from bundler.sequence import counter_file, remember, with_sequence
 from bundler.signing import add_signature, open_envelope
 from bundler.site import read_site, site_lines
 from bundler.source.gguf_file import open_gguf
@@ -106,7 +108,10 @@ def pack(
     name: Annotated[str, typer.Option(help="Model name on the target, such as demo or demo:v2.")],
     key: Keys,
     out: Annotated[Path, typer.Option(help="Root of the medium to write to.")],
-    seq: Annotated[int, typer.Option(help="Sequence number; must rise along the channel.")],
+    seq: Annotated[
+        int | None,
+        typer.Option(help="Sequence number on the channel.  [default: the next one for this key]"),
+    ] = None,
     channel: Annotated[str, typer.Option(help="Line of bundles this one continues.")] = "main",
     quantize: Annotated[
         str, typer.Option(help="Variants to make, such as Q8_0,Q4_K_M.", metavar="TYPES")
@@ -156,7 +161,7 @@ def pack(
         name=ModelName.parse(name),
         out=out,
         channel=channel,
-        seq=seq,
+        seq=1 if seq is None else seq,
         quantizations=tuple(one for one in quantize.split(",") if one.strip()),
         include_source=include_source,
         keys=_signing_keys(key, passphrase_file),
@@ -176,9 +181,15 @@ def pack(
         threads=threads,
     )
     plan = make_plan(request, profile)
-    print(f"packing {request.name} as {channel} {seq}")
+    progress = screen_progress()
+    source_is = source_digest(source, progress)
+    counter = counter_file(key[0])
+    if seq is None:
+        request = with_sequence(request, source_is, counter)
+    print(f"packing {request.name} as {channel} {request.seq}")
     print("\n".join(plan_lines(plan)), flush=True)
-    packed = pack_bundle(request, plan, screen_progress())
+    packed = pack_bundle(request, plan, progress, source=source_is)
+    _remember(counter, request)
     done = "already there, every byte checked" if packed.was_there else "packed and read back"
     print(f"{done}: {Bytes(packed.manifest.totals.stored_bytes)} in {packed.directory}")
     print(f"bundle     {packed.payload_digest}")
@@ -219,6 +230,14 @@ def contents(
         print(json.dumps(contents_json(opened), indent=2))
     else:
         print("\n".join(contents_lines(opened)))
+
+
+def _remember(counter: Path, request: PackRequest) -> None:
+    """Note the number beside the key; a key on a read-only medium costs only the default."""
+    try:
+        remember(counter, request.channel, request.seq)
+    except BundleError as error:
+        print(f"{PROGRAM}: warning: {counter}: not noted: {error}", file=sys.stderr)
 
 
 def _signing_keys(paths: list[Path], passphrase_file: Path | None) -> tuple[SigningKey, ...]:

@@ -38,6 +38,10 @@ def make_pair(stem: Path, passphrase: bytes | None) -> tuple[Path, Path, PublicK
     key = SigningKey.generate()
     pem = key.dump(passphrase)
     try:
+        stem.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeyFileError(f"{stem.parent}: {error.strerror}") from error
+    try:
         create_new(private, pem, mode=0o600)
         atomic_write(public, public_text(key.public_key, stem.name))
     except FileExistsError as error:

@@ -12,13 +12,12 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope, fsio
@@ -37,13 +36,13 @@ from bundler.format.manifest import (
     sum_totals,
 )
 from bundler.format.statement import format_time, parse_manifest
-from bundler.format.strict import encode_json
 from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
 from bundler.medium import Sink, read_back
 from bundler.oci import OCI_LAYOUT, write_oci
 from bundler.plan import PackRequest, Plan, PlannedVariant, check_room, listed_profile
 from bundler.progress import Progress
 from bundler.quantize import quantize
+from bundler.recipe import recipe_digest, source_digest
 from bundler.source.gguf_file import open_gguf
 from bundler.storing import choose_encoding, store_artifact
 
@@ -58,7 +57,6 @@ On the target machine:
 Nothing on this medium is trusted because it is here: only signatures count, of keys that the
 target's operator has added. This file itself is not signed.
 """
-_READ_BYTES: Final = 4 << 20
 _LEFTOVERS: Final = frozenset({"blobs", "oci-layout", "index.json"})
 
 
@@ -79,8 +77,16 @@ class Packed:
     was_there: bool
 
 
-def pack(request: PackRequest, plan: Plan, progress: Progress) -> Packed:
+def pack(
+    request: PackRequest, plan: Plan, progress: Progress, *, source: Digest | None = None
+) -> Packed:
     """Carry out a plan.
+
+    Args:
+        request: what to pack.
+        plan: what `make_plan` made of it.
+        progress: where stages are shown.
+        source: digest of the source file, when the caller has read it already.
 
     Raises:
         BundleExistsError: another bundle has this channel and sequence number.
@@ -88,7 +94,7 @@ def pack(request: PackRequest, plan: Plan, progress: Progress) -> Packed:
         QuantizeError: the engine failed.
         BundleError: anything else; in each case no unfinished bundle is left.
     """
-    recipe = _recipe(request, progress)
+    recipe = recipe_digest(request, source or source_digest(request.source, progress))
     if there := _already_there(request, recipe, progress):
         return there
     check_room(plan, request.out, request.work)
@@ -107,48 +113,6 @@ def pack(request: PackRequest, plan: Plan, progress: Progress) -> Packed:
         payload_digest=Digest.of(payload),
         was_there=False,
     )
-
-
-def _recipe(request: PackRequest, progress: Progress) -> Digest:
-    """Digest of every input that decides the content."""
-    inputs: dict[str, Any] = {
-        "v": 1,
-        "source": str(_hash_file(request.source, progress)),
-        "quantizations": [name.upper() for name in request.quantizations],
-        "include_source": request.include_source,
-        "name": request.name.short(),
-        "channel": request.channel,
-        "seq": request.seq,
-        "layers": [[role, str(Digest.of(data))] for role, data in request.layers],
-        "modelfile": str(Digest.of(request.modelfile or b"")),
-        "licences": list(request.licences),
-        "version": request.version,
-        "audience": list(request.audience),
-        "notes": request.notes,
-        "refresh_by": request.refresh_by,
-        "expires": request.expires,
-        "issued": format_time(request.issued) if request.reproducible else None,
-        "tool": version("satchel"),
-        "engine": version("llama-cpp-python"),
-    }
-    return Digest.of(encode_json(inputs))
-
-
-def _hash_file(path: Path, progress: Progress) -> Digest:
-    found = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    try:
-        size_bytes = path.stat().st_size
-        with (
-            path.open("rb", buffering=0) as file,
-            progress.stage("reading source", size_bytes) as advance,
-        ):
-            while got := file.readinto(buffer):
-                found.update(buffer[:got])
-                advance(got)
-    except OSError as error:
-        raise PackError(f"{path}: {error.strerror}") from error
-    return Digest(found.hexdigest())
 
 
 def _already_there(request: PackRequest, recipe: Digest, progress: Progress) -> Packed | None:

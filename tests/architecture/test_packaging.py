@@ -20,10 +20,10 @@ OWNERS = {
     "pynvml": {"hwprobe.inventory.nvidia"},
     "cryptography": {"bundler.format.keys"},
     "zstandard": {"bundler.format.chunks"},
-    "jinja2": {"server.prompt.jinja"},
+    "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "waitress": {"server.listener"},
 }
-"""Third-party package → the only modules that import it (docs/architecture.md, section 4)."""
+"""Third-party package → the only modules that import it (docs/architecture.md)."""
 
 ENGINE_CHILDREN = re.compile(r"hwprobe\.dryrun|bundler\.quantize_child|server\.runner\.\w+")
 
