@@ -16,20 +16,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from appliance import copying, gate
 from appliance.admission import Admitted, check_admission, known_policy, open_medium
 from appliance.admission import verify_envelope as verify_signatures
 from appliance.choice import Choice, Wanted, choose, profile_of, wish_for
-from appliance.config import Config
 from appliance.copying import Source
 from appliance.errors import AppError, NoSpaceError, RequestError, store_io
 from appliance.journal import Journal
 from appliance.model import Provenance
 from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
+from appliance.site import Observer, Request, Site
 from appliance.store import Store, StoreWriter
 from appliance.trust import load_policy, save_policy
 from bundler.format.digest import Descriptor, Digest
@@ -38,58 +37,7 @@ from bundler.format.index import check_index, parse_index
 from bundler.format.manifest import Artifact, Manifest, Variant
 from bundler.format.name import ModelName
 from bundler.format.volume import BundleDirectory
-from hwprobe.machine import Machine
 from hwprobe.quantity import Bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the operator typed.
-
-    Attributes:
-        medium: where the bundle is.
-        wanted: which variants.
-        allow_rollback: ``channel:seq`` of an older bundle that may come in, or empty.
-    """
-
-    medium: Path
-    wanted: Wanted = field(default_factory=Wanted)
-    allow_rollback: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Where the import happens.
-
-    Attributes:
-        store: what is written.
-        config: the effective configuration.
-        machine: what the models must fit.
-        now: wall time, RFC 3339 in UTC.
-        version: of this release.
-    """
-
-    store: Store
-    config: Config
-    machine: Machine
-    now: str
-    version: str
-
-
-class Observer(Protocol):
-    """Is told what happens, for a screen or for nobody."""
-
-    def verified(self, admitted: Admitted) -> None:
-        """The signatures were enough, and the bundle may come in."""
-
-    def chosen(self, choice: Choice) -> None:
-        """These variants of one model will be installed."""
-
-    def begins(self, doing: str, total_bytes: int) -> None:
-        """Something longer begins."""
-
-    def advances(self, size_bytes: int) -> None:
-        """So many more bytes are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,9 @@ from appliance.cli.frame import (
 )
 from appliance.cli.screen import Screen
 from appliance.errors import RequestError
-from appliance.importer import Request, import_bundle
+from appliance.importer import import_bundle
 from appliance.receipt import Receipt
+from appliance.site import Request
 from appliance.verify import Report, verify_bundle
 from hwprobe.quantity import Bytes
 

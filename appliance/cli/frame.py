@@ -16,10 +16,10 @@ import typer
 from appliance.client import Client
 from appliance.config import Config
 from appliance.errors import RequestError
-from appliance.importer import Site
 from appliance.journal import timestamp
 from appliance.layout import Paths
 from appliance.settings import HostText, read_host
+from appliance.site import Site
 from appliance.store import Store
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName

@@ -17,8 +17,9 @@ from types import FrameType
 from typing import Any
 
 from appliance import copying
-from appliance.importer import Request, Site, import_bundle
+from appliance.importer import import_bundle
 from appliance.layout import Paths
+from appliance.site import Request, Site
 from appliance.store import Store
 from tests.appliance.sites import NOW, ROOMY, Silent, load_config
 

@@ -11,9 +11,10 @@ from typing import Any
 from appliance.admission import Admitted
 from appliance.choice import Choice, Wanted
 from appliance.config import Config
-from appliance.importer import Request, Site, import_bundle
+from appliance.importer import import_bundle
 from appliance.layout import Paths
 from appliance.receipt import Receipt
+from appliance.site import Request, Site
 from appliance.store import Store
 from appliance.trust import TrustPolicy, load_policy, save_policy
 from appliance.verify import Report, verify_bundle
