@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,16 @@ def check_weights(path: Path, artifact: Artifact, variant: Variant) -> None:
     try:
         with store_io("read the header of a staged file"):
             header = read_header(path)
-            profile = replace(model_profile(header), chat_template=None)
+            profile = model_profile(header)
             metadata = _digest_of_head(path, header.data_offset_bytes)
     except GgufError as error:
         raise UnusableModelError(f"variant {variant.id}: {error}") from error
-    if profile != profile_of(variant):
+    signed = dict(profile_of(variant).identity())
+    differing = [(name, value) for name, value in profile.identity() if signed[name] != value]
+    if differing:
+        name, value = differing[0]
         raise UnusableModelError(
-            f"variant {variant.id}: expected the signed profile, found another in the file",
+            f"variant {variant.id}: {name}: expected {signed[name]!r} as signed, found {value!r}",
             hint="the bundle was packed from another file than it was described by",
         )
     facts = artifact.gguf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Final
 
 from hwprobe.errors import GgufError
@@ -17,6 +17,17 @@ MAX_BLOCKS: Final = 512
 """Source: LLAMA_MAX_LAYERS in llama-hparams.h."""
 TENSOR_ALIGNMENT_BYTES: Final = 32
 """Each weight is padded to this in its buffer. Source: TENSOR_ALIGNMENT in ggml-impl.h."""
+
+IDENTITY_FIELDS: Final = (
+    "architecture",
+    "parameter_count",
+    "block_count",
+    "embedding_length",
+    "context_length",
+    "vocabulary_size",
+    "file_size_bytes",
+)
+"""What a signed profile and the profile of the file it describes must agree on."""
 
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
 _INPUT_TENSORS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
@@ -99,7 +110,7 @@ class ModelProfile:
     file_size_bytes: int
     causal: bool
     pooling: str | None
-    chat_template: str | None
+    chat_template: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of strings, integers, booleans, lists and ``None``; no floats."""
@@ -110,24 +121,34 @@ class ModelProfile:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ModelProfile:
-        """The inverse of `to_json`; a missing ``chat_template`` counts as ``None``.
+        """The inverse of `to_json`, also for records of other releases.
+
+        A field this release does not know is ignored: a later one may have added it. A field
+        that was added since must have a default, which stands in for it in an older record.
 
         Raises:
-            GgufError: a field is missing, unknown, or of another type.
+            GgufError: a field is missing or of another type.
         """
-        values = {"chat_template": None, **record}
-        known = {field.name: str(field.type) for field in fields(cls)}
-        for name in [*known, *values]:
-            if name not in values or name not in known or not _fits(known[name], values[name]):
+        made: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name not in record and field.default is not MISSING:
+                continue
+            value = record.get(field.name)
+            if field.name not in record or not _fits(str(field.type), value):
                 raise GgufError(
                     offset=0,
-                    expected=f"a model profile with {name} as {known.get(name, 'no field')}",
-                    found=repr(values.get(name))[:80],
+                    expected=f"a model profile with {field.name} as {field.type}",
+                    found=repr(value)[:80],
                 )
-        made: dict[str, Any] = {
-            key: tuple(item) if isinstance(item, list) else item for key, item in values.items()
-        }
+            made[field.name] = tuple(value) if isinstance(value, list) else value
         return cls(**made)
+
+    def identity(self) -> tuple[tuple[str, str | int], ...]:
+        """The facts that stand in the file itself and mean the same in every release.
+
+        Sizes that we derive may be derived better one day; these never change.
+        """
+        return tuple((name, getattr(self, name)) for name in IDENTITY_FIELDS)
 
 
 def model_profile(header: GgufHeader) -> ModelProfile:

@@ -115,7 +115,6 @@ def test_profile_survives_json(tmp_path: Path, name: str) -> None:
         ("causal", 1),
         ("architecture", None),
         ("pooling", 3),
-        ("surprise", 1),
     ],
 )
 def test_damaged_record_is_refused_by_field(name: str, value: object) -> None:
@@ -131,4 +130,18 @@ def test_record_without_a_field_is_refused_and_without_template_accepted() -> No
     assert ModelProfile.from_json(record).chat_template is None
     del record["embedding_length"]
     with pytest.raises(GgufError, match="embedding_length"):
+        ModelProfile.from_json(record)
+
+
+def test_record_of_a_later_release_is_read() -> None:
+    """Bundles outlive releases: a field we do not know yet is no reason to refuse one."""
+    profile = model_profile(read_header(DEMO))
+
+    assert ModelProfile.from_json({**profile.to_json(), "surprise": 1}) == profile
+
+
+def test_record_without_a_required_field_is_refused() -> None:
+    record = model_profile(read_header(DEMO)).to_json()
+    del record["block_count"]
+    with pytest.raises(GgufError, match="block_count"):
         ModelProfile.from_json(record)
