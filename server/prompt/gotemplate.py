@@ -1,0 +1,84 @@
+"""Go ``text/template``, as far as Ollama's TEMPLATEs use it. Pure and bounded.
+
+``parse(source).render(data)`` gives what Go gives with ``missingkey=zero`` and Ollama's functions.
+A template reads the data it is given and nothing else, and cannot run for ever: see `Limits`.
+
+Not here: methods with arguments, channels, functions as values, and ``%p``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+from server.prompt.go_budget import Limits
+from server.prompt.go_errors import TemplateError
+from server.prompt.go_eval import run
+from server.prompt.go_functions import NAMES
+from server.prompt.go_literals import finished
+from server.prompt.go_nodes import Body
+from server.prompt.go_parser import parse_trees
+from server.prompt.go_values import from_python
+from server.prompt.go_walk import mentioned
+
+__all__ = ["Limits", "Template", "TemplateError", "parse"]
+
+DEFAULT_LIMITS = Limits()
+
+
+def parse(source: str) -> Template:
+    """Parse a template.
+
+    Raises:
+        TemplateError: it is malformed; ``line`` says where.
+    """
+    try:
+        return Template(source, parse_trees(source, NAMES))
+    except RecursionError as error:
+        raise TemplateError("nested too deep") from error
+
+
+class Template:
+    """A parsed template; it does not change, so threads may share it.
+
+    Attributes:
+        source: what it was parsed from.
+        trees: the bodies by name, the main one under the empty name.
+    """
+
+    __slots__ = ("_variables", "source", "trees")
+
+    def __init__(self, source: str, trees: Mapping[str, Body]) -> None:
+        self.source = source
+        self.trees = trees
+        self._variables = mentioned(trees)
+
+    def render(
+        self,
+        data: Mapping[str, Any],
+        *,
+        today: dt.date | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> str:
+        """Fill in the data.
+
+        Args:
+            data: JSON-like values, or those of `go_values`, by name.
+            today: the local date, for ``currentDate``.
+            limits: what the rendering may use.
+
+        Raises:
+            TemplateError: the data do not fit, or the limits are reached; ``line`` says where.
+        """
+        try:
+            return finished(run(self.trees, from_python(data), limits=limits, today=today))
+        except RecursionError as error:
+            raise TemplateError("nested too deep") from error
+
+    def variables(self) -> frozenset[str]:
+        """Names of all fields it mentions anywhere, such as ``Messages`` and ``Tools``.
+
+        Ollama tells by them what a model can do.
+        """
+        return self._variables
