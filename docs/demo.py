@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = ROOT / ".venv" / "bin"
 FOLDER = Path("build/demo")
 MODEL = "tests/demo-model/demo-f16.gguf"
+SETTINGS = "tests/demo-model/Modelfile"
 QUESTION = "Why is the sky blue?"
 KEEP_ALIVE_S = 4
 
@@ -71,7 +72,7 @@ def pack(environment: dict[str, str]) -> None:
     say("Connected side: quantize the model three ways and pack a signed bundle")
     run(
         *("satchel-bundle", "pack", MODEL, "--name", "demo"),
-        *("--quantize", "Q8_0,Q5_K_M,Q4_K_M"),
+        *("--quantize", "Q8_0,Q5_K_M,Q4_K_M", "--modelfile", SETTINGS),
         *("--key", str(FOLDER / "keys" / "demo.key"), "--out", str(FOLDER / "stick")),
         environment=environment,
     )
@@ -108,14 +109,17 @@ def serve(environment: dict[str, str]) -> None:
     port = free_port()
     address = f"127.0.0.1:{port}"
     command = ["satchel-server", "--port", str(port)]
-    show([*command, "&"])
+    print(f"$ {shlex.join(command)} &", flush=True)
     server = subprocess.Popen([BIN / command[0], *command[1:]], cwd=ROOT, env=environment)
     try:
         wait_until_ready(server, address)
         export(environment, SATCHEL_HOST=address)
         say("Ask; the answer streams as it is made")
         keep = f"{KEEP_ALIVE_S}s"
-        run("satchel", "run", "demo", QUESTION, "--keepalive", keep, environment=environment)
+        run(
+            *("satchel", "run", "demo", QUESTION, "--think=false", "--keepalive", keep),
+            environment=environment,
+        )
         say("What is loaded, how much memory it takes, and until when")
         run("satchel", "ps", environment=environment)
         run("satchel", "health", environment=environment)

@@ -62,7 +62,8 @@ def place(
         for candidate in ranked:
             found = search.best(candidate, floors)
             if found is not None:
-                return _placement(search, candidate, found, floors, tuple(rejected.values()))
+                why = _variant_reason(candidate, ranked, rejected)
+                return _placement(search, candidate, found, floors, rejected=rejected, why=why)
             if floors.is_last or candidate.variant not in rejected:
                 rejected[candidate.variant] = search.rejection(candidate, floors)
     nearest = min(rejected.values(), key=lambda one: (one.shortfall_bytes, one.variant))
@@ -93,18 +94,33 @@ def _placement(
     candidate: Candidate,
     settings: EngineSettings,
     floors: Floors,
-    rejected: tuple[Rejection, ...],
+    *,
+    rejected: Mapping[str, Rejection],
+    why: str,
 ) -> Placement:
     need = estimate(candidate.profile, settings, repacked=search.repacked)
-    others = tuple(one for one in rejected if one.variant != candidate.variant)
+    others = tuple(one for one in rejected.values() if one.variant != candidate.variant)
+    reasons = _reasons(search, candidate.profile, settings, need, floors)
     return Placement(
         variant=candidate.variant,
         settings=settings,
         estimate=need,
         budgets=dict(search.budgets),
-        reasons=tuple(_reasons(search, candidate.profile, settings, need, floors)),
+        reasons=(*((why,) if why else ()), *reasons),
         rejected=others,
     )
+
+
+def _variant_reason(
+    candidate: Candidate, ranked: Sequence[Candidate], rejected: Mapping[str, Rejection]
+) -> str:
+    """Why this variant and not another; empty when there is no other."""
+    if len(ranked) == 1:
+        return ""
+    worse = ", ".join(one.variant for one in ranked if one.variant not in rejected)
+    worse = worse.removeprefix(candidate.variant).removeprefix(", ")
+    best = "the best quality" if not rejected else "the best quality that fits"
+    return f"{candidate.variant}: {best}" + (f", before {worse}" if worse else "")
 
 
 def _reasons(

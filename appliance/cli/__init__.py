@@ -61,7 +61,7 @@ talk.add_to(app)
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr in one form."""
     try:
-        code: Any = app(args=list(arguments), standalone_mode=False, prog_name="satchel")
+        code: Any = app(args=_with_values(arguments), standalone_mode=False, prog_name="satchel")
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", "", INTERRUPTED)
     except BrokenPipeError:
@@ -107,3 +107,11 @@ def _sentence(text: str) -> str:
 def main() -> None:
     """Entry point."""
     sys.exit(run(sys.argv[1:]))
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """Write out ``--think`` without a value, which Ollama's command line allows."""
+    options = list(arguments)
+    end = options.index("--") if "--" in options else len(options)
+    words = ["--think=true" if word == "--think" else word for word in options[:end]]
+    return [*words, *options[end:]]

@@ -24,6 +24,11 @@ from appliance.cli.frame import (
 from appliance.errors import RequestError, ServerRefusedError
 
 _NOT_FOUND = 404
+_THINK_LEVELS: Mapping[str, bool | str] = {
+    "true": True,
+    "false": False,
+    **{level: level for level in ("low", "medium", "high", "max")},
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,6 +45,10 @@ def run_command(
     keepalive: Annotated[str, typer.Option(help="How long the model stays, such as 5m.")] = "",
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the answer cost.")] = False,
     format_: Annotated[str, typer.Option("--format", help="json, for an answer in JSON.")] = "",
+    think: Annotated[
+        str,
+        typer.Option(help="true, false, low, medium, high or max; alone it means true."),
+    ] = "",
     hide_thinking: Annotated[
         bool, typer.Option("--hidethinking", help="Leave the reasoning out.")
     ] = False,
@@ -51,7 +60,7 @@ def run_command(
     session = Session(
         client=server(load_config(config, None), host),
         model=model,
-        options=_run_options(keepalive, format_),
+        options=_run_options(keepalive, format_, think),
         verbose=verbose,
         hide_thinking=hide_thinking,
         json=json_,
@@ -63,7 +72,7 @@ def run_command(
         converse(session)
 
 
-def _run_options(keepalive: str, format_: str) -> Mapping[str, Any]:
+def _run_options(keepalive: str, format_: str, think: str) -> Mapping[str, Any]:
     options: dict[str, Any] = {}
     if keepalive:
         try:
@@ -73,6 +82,10 @@ def _run_options(keepalive: str, format_: str) -> Mapping[str, Any]:
         options["keep_alive"] = keepalive
     if format_:
         options["format"] = format_
+    if think:
+        if think not in _THINK_LEVELS:
+            raise RequestError(f"think: expected {', '.join(_THINK_LEVELS)}, found {think!r}")
+        options["think"] = _THINK_LEVELS[think]
     return options
 
 

@@ -102,6 +102,29 @@ def test_thinking_is_marked_and_can_be_hidden() -> None:
     assert hidden == "Yes.\n\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "sent"),
+    [
+        (("--think",), True),
+        (("--think=false",), False),
+        (("--think", "--verbose"), True),
+        (("--think=high",), "high"),
+        (("--", "--think"), None),
+    ],
+)
+def test_think_is_sent_as_asked(words: tuple[str, ...], sent: object) -> None:
+    with asked([(200, ANSWER)]) as server:
+        assert satchel(server, "run", "demo", "hi", *words).returncode == 0
+        assert body(server.requests[0]).get("think") == sent
+
+
+def test_unknown_thinking_level_is_refused_before_anything_is_sent() -> None:
+    with asked([]) as server:
+        done = satchel(server, "run", "demo", "hi", "--think=much")
+    assert done.returncode != 0
+    assert "think: expected true, false, low, medium, high, max, found 'much'" in done.stderr
+
+
 def test_json_prints_the_server_s_own_lines() -> None:
     with asked([(200, ANSWER)]) as server:
         done = satchel(server, "run", "demo", "hi", "--json")

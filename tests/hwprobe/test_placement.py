@@ -144,6 +144,16 @@ def test_best_variant_that_fits_is_chosen(
     assert variant not in better
 
 
+def test_choice_of_a_variant_is_explained(profiles: dict[str, ModelProfile]) -> None:
+    first = place(_host(64 * GIB), _variants(profiles), Wish()).reasons[0]
+    third = place(_host(8 * GIB), _variants(profiles), Wish()).reasons[0]
+    alone = place(_host(64 * GIB), _one(profiles, "Q4_K"), Wish()).reasons[0]
+
+    assert first == "Q8_0: the best quality, before Q6_K, Q4_K, Q2_K"
+    assert third == "Q6_K: the best quality that fits, before Q4_K, Q2_K"
+    assert "quality" not in alone
+
+
 def test_preferred_candidate_comes_before_more_bits(profiles: dict[str, ModelProfile]) -> None:
     candidates = [
         *_variants(profiles),
