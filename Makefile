@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-offline lint format requirements clean
+.PHONY: help demo test lint bench format requirements clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -35,6 +35,9 @@ lint: .venv/ready-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/ready ## five minutes beside llama.cpp's own programs: make bench LLAMA_BIN=DIR
+	$(BIN)/python -m bench.run --quick $(if $(LLAMA_BIN),--llama-bin $(LLAMA_BIN))
 
 format: .venv/ready-for-tests ## let the formatter have its way
 	$(BIN)/ruff check --fix .
