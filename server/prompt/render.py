@@ -8,6 +8,7 @@ template can express is found out by rendering a few probes, once per model.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,9 @@ from server.prompt.jinja import JinjaTemplate, TemplateBrokenError
 
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 """Templates spell some roles inside control tokens, so any other role is guarded as a whole."""
+
+_REASONING = re.compile(r"<think>|:think>|\[THINK\]|reasoning_content|<\|channel\|>")
+"""Signs in a template that its model reasons before it answers."""
 
 _S, _U, _A, _V = "probesystem", "probeuser", "probeassistant", "probevalue"
 
@@ -88,7 +92,7 @@ class Renderer:
             messages = messages[:-1]
         can = self.capabilities
         given = [self._message(message) for message in adapt(messages, can)]
-        described = [self._guard.data(_tool(tool)) for tool in tools] if can.tools else []
+        described = [self._guard.data(_tool(tool)) for tool in tools]
         nothing: list[Any] | None = [] if can.empty_tools else None
         return self._template.render(given, described or nothing, **_thinking(think)) + begun
 
@@ -154,27 +158,28 @@ def probe(template: JinjaTemplate) -> Capabilities:
     """What a template can express, found out by rendering."""
     user: dict[str, Any] = {"role": "user", "content": _U}
     listed = {"role": "user", "content": [{"type": "text", "text": _U}]}
-    plain = _try(template, [user])
-    empty_tools = plain is None and _try(template, [user], []) is not None
-    shown = _try(template, [user], []) if empty_tools else plain
-    parts = (shown is None or _U not in shown) and _U in (_try(template, [listed]) or "")
+    shown = _try(template, [user]) or _try(template, [listed])
+    empty_tools = shown is None
+    nothing: list[Any] | None = [] if empty_tools else None
+    shown = _try(template, [user], nothing)
+    parts = (shown is None or _U not in shown) and _U in (_try(template, [listed], nothing) or "")
     first = listed if parts else user
     wanted: dict[str, Any] = {"type": "object", "properties": {"key": {"type": "string"}}}
     tool = {"name": _V, "description": _S, "parameters": wanted}
-    calls = {form: _try_call(template, first, form) for form in ("object", "text")}
+    calls = {form: _try_call(template, first, form, nothing) for form in ("object", "text")}
     result = {"role": "tool", "content": _A, "name": _V, "tool_call_id": "probe0001"}
     after = [first, _call("object" if calls["object"] else "text"), result]
-    system = _try(template, [{"role": "system", "content": _S}, first])
-    on = _try(template, [first], enable_thinking=True)
-    off = _try(template, [first], enable_thinking=False)
+    system = _try(template, [{"role": "system", "content": _S}, first], nothing)
+    on = _try(template, [first], nothing, enable_thinking=True, thinking=True)
+    off = _try(template, [first], nothing, enable_thinking=False, thinking=False)
     return Capabilities(
         system=_S in (system or ""),
         parts=parts,
         tools=_V in (_try(template, [first], [{"type": "function", "function": tool}]) or ""),
         calls=calls["object"] or calls["text"],
         call_objects=calls["object"] or not calls["text"],
-        results=_A in (_try(template, after) or ""),
-        thinking=on != off or "<think>" in template.source,
+        results=_A in (_try(template, after, nothing) or ""),
+        thinking=on != off or bool(_REASONING.search(template.source)),
         empty_tools=empty_tools,
     )
 
@@ -200,9 +205,12 @@ def _call(form: str) -> dict[str, Any]:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def _try_call(template: JinjaTemplate, first: Mapping[str, Any], form: str) -> bool:
+def _try_call(
+    template: JinjaTemplate, first: Mapping[str, Any], form: str, nothing: list[Any] | None
+) -> bool:
     """Whether a call comes out with its arguments as JSON, neither quoted twice nor as Python."""
-    text = _try(template, [first, _call(form), first]) or _try(template, [first, _call(form)])
+    asked = [first, _call(form)]
+    text = _try(template, [*asked, first], nothing) or _try(template, asked, nothing)
     return text is not None and _V in text and f"'{_V}'" not in text and '\\"' not in text
 
 

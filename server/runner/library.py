@@ -7,6 +7,7 @@ Only the decode thread calls these methods, except `Engine.abort`.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ MAX_SEQUENCES = 256
 SPARE_SEQUENCES = 8
 """Sequences beyond the slots, for prompts that stay cached. Why: each costs one row of logits,
 n_vocab floats; eight conversations is what one server keeps warm on a small machine."""
+
+WARM_UP_TOKENS = 32
+"""Why: enough to take the kernels for batches, a second's work on the slowest machine."""
 
 OK, NO_ROOM, ABORTED = 0, 1, 2
 """Answers of decode; below zero is a refused batch or a failed computation. Source: llama.h."""
@@ -101,7 +105,14 @@ class Batch:
 
 
 class Engine:
-    """One model, one context."""
+    """One model, one context.
+
+    Attributes:
+        vocabulary: its tokens.
+        shape: what it can hold and do.
+        batch: what `decode` computes.
+        prefill_rate: tokens per second, as measured once after loading.
+    """
 
     def __init__(
         self,
@@ -277,15 +288,23 @@ class Engine:
     def _warm_up(self) -> bool:
         """Decode two tokens and take one back; returns whether that is possible.
 
-        It proves that the engine computes, and pulls the weights in.
+        It proves that the engine computes, and pulls the weights in. A batch then tells how fast.
         """
+        first = max(self.vocabulary.bos, 0)
         for position in range(2):
             self.batch.clear()
-            first = max(self.vocabulary.bos, 0)
             self.batch.add([first], position=position, sequence=0, output=True)
             if self.decode() != OK:
                 raise _refused("the engine could not decode a token")
         divisible = bool(LIB.llama_memory_seq_rm(self._memory, 0, 1, -1))
+        LIB.llama_memory_clear(self._memory, False)
+        self.batch.clear()
+        sample = min(WARM_UP_TOKENS, self.batch.capacity)
+        self.batch.add([first] * sample, position=0, sequence=0, output=True)
+        begin_s = time.perf_counter()
+        if self.decode() != OK:
+            raise _refused("the engine could not decode a batch")
+        self.prefill_rate = sample / (time.perf_counter() - begin_s)
         LIB.llama_memory_clear(self._memory, False)
         return divisible and not _has_state(self._model)
 

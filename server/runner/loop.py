@@ -47,7 +47,7 @@ class Loop:
         self._inbox = inbox
         self._send = send
         self._clock = clock
-        self._pace = Pace(shape.batch_tokens)
+        self._pace = Pace(shape.batch_tokens, engine.prefill_rate)
         self._candidates = Candidates(shape.vocabulary_size)
         self._forbidden = np.array(engine.vocabulary.control_tokens(), np.int64)
         self._arrivals: dict[int, Arrival] = {}

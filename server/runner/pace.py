@@ -22,22 +22,21 @@ _WEIGHT = 0.3
 class Pace:
     """Moving averages of how long steps take."""
 
-    def __init__(self, batch_tokens: int) -> None:
+    def __init__(self, batch_tokens: int, prefill_rate: float) -> None:
+        """Begin with the batch size and a first measurement, in tokens per second."""
         self._batch = batch_tokens
-        self._rate: float | None = None
-        self._decode_s: float | None = None
+        self._rate = prefill_rate
+        self._decode_s = 0.0
 
     def budget(self, active: int) -> int:
         """Prefill tokens for the next step, with ``active`` requests running."""
-        if self._rate is None:
-            return self._batch if active <= 1 else min(LEAST_TOKENS, self._batch)
         aim_s = ALONE_STEP_S if active <= 1 else SHARED_STEP_S
         return min(max(int(aim_s * self._rate), LEAST_TOKENS), self._batch)
 
     def expect(self, tokens: int) -> float:
         """Seconds the next step will take, as far as is known."""
-        if tokens < PREFILL_TOKENS or self._rate is None:
-            return self._decode_s or 0.0
+        if tokens < PREFILL_TOKENS:
+            return self._decode_s
         return tokens / self._rate
 
     def measure(self, tokens: int, seconds: float) -> None:
@@ -48,5 +47,5 @@ class Pace:
             self._rate = _blend(self._rate, tokens / seconds)
 
 
-def _blend(average: float | None, value: float) -> float:
-    return value if average is None else average + _WEIGHT * (value - average)
+def _blend(average: float, value: float) -> float:
+    return average + _WEIGHT * (value - average)

@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from server.errors import EngineRefusedError
+from server.runner.batching import (
+    Batching,
+    Chunk,
+    Drop,
+    Effect,
+    Limits,
+    Share,
+    Slide,
+    Work,
+    common_prefix,
+)
+from server.runner.window import fit_prompt, kept_tokens, longest_answer, slide_range
+
+CONTEXT = 16
+Cell = list[Any]
+
+
+class Cache:
+    """A KV cache that refuses what the engine would abort on or answer with an error.
+
+    A cell is its token, and whether it is where it was computed. Two sequences may hold the same.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.sequences: dict[int, list[Cell]] = {n: [] for n in range(limits.sequences)}
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Drop(sequence, start):
+                    cells = self.sequences[sequence]
+                    assert self.limits.divisible or start in (0, len(cells))
+                    del cells[start:]
+                case Share(source, target, end):
+                    assert self.limits.divisible
+                    assert not self.sequences[target]
+                    assert end <= len(self.sequences[source])
+                    self.sequences[target] = self.sequences[source][:end]
+                case Slide(sequence, start, end):
+                    assert self.limits.can_slide
+                    cells = self.sequences[sequence]
+                    others = [
+                        c for n, held in self.sequences.items() if n != sequence for c in held
+                    ]
+                    assert not any(cell is other for cell in cells[end:] for other in others)
+                    for cell in cells[end:]:
+                        cell[1] = False
+                    del cells[start:end]
+
+    def compute(self, chunks: Sequence[Chunk]) -> None:
+        assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.limits.batch_tokens
+        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            cells = self.sequences[chunk.sequence]
+            assert chunk.start == len(cells), "positions must go on without a gap"
+            cells += [[token, True] for token in chunk.tokens]
+        assert self.used() <= self.limits.cells, "the cache is full"
+
+    def used(self) -> int:
+        return len({id(cell) for cells in self.sequences.values() for cell in cells})
+
+    def tokens(self, sequence: int) -> list[int]:
+        return [cell[0] for cell in self.sequences[sequence]]
+
+
+def limits(**changes: int | bool) -> Limits:
+    fields: dict[str, int | bool] = {
+        "slots": 2,
+        "cells": 2 * CONTEXT,
+        "context_tokens": CONTEXT,
+        "sequences": 4,
+        "batch_tokens": 8,
+    }
+    return Limits(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def work(number: int, prompt: Sequence[int], most: int = 4, **changes: int | bool) -> Work:
+    return Work(id=number, prompt=tuple(prompt), most_tokens=most, **changes)  # type: ignore[arg-type]
+
+
+def always(_sequence: int, _position: int) -> bool:
+    return True
+
+
+class Bench:
+    """A batching and a cache that follow each other."""
+
+    def __init__(self, bounds: Limits) -> None:
+        self.batching = Batching(bounds)
+        self.cache = Cache(bounds)
+
+    def step(self, budget: int = 100) -> tuple[Chunk, ...]:
+        self.cache.apply(self.batching.admit(always))
+        chunks = self.batching.plan(budget)
+        if chunks:
+            self.cache.compute(chunks)
+        for chunk in chunks:
+            self.batching.advance(chunk)
+            run = self.batching.running[chunk.id]
+            assert self.cache.tokens(chunk.sequence) == run.held.tokens[: run.evaluated]
+        return chunks
+
+    def run(self, number: int, answer: Sequence[int]) -> int:
+        """Run one request alone to its end; returns how many prompt tokens were cached."""
+        self.cache.apply(self.batching.admit(always))
+        cached = self.batching.running[number].cached
+        for token in answer:
+            while not any(chunk.output for chunk in self.step()):
+                assert self.batching.running[number].pending
+            self.cache.apply(self.batching.append(number, token) or ())
+        self.cache.apply(self.batching.finish(number))
+        return cached
+
+
+class TestPromptReuse:
+    def test_next_turn_computes_only_what_is_new(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, [1, 2, 3]))
+        bench.run(1, [4, 5])
+        bench.batching.submit(work(2, [1, 2, 3, 4, 9]))
+
+        assert bench.run(2, [7]) == 4
+
+    def test_last_token_of_a_known_prompt_is_computed_again(self) -> None:
+        bench = Bench(limits())
+        for number in (1, 2):
+            bench.batching.submit(work(number, [1, 2, 3]))
+            cached = bench.run(number, [4])
+
+        assert cached == 2
+
+    def test_beginning_is_shared_with_a_running_request(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, [1, 2, 3, 4]))
+        bench.step()
+        bench.batching.submit(work(2, [1, 2, 3, 9]))
+        bench.step()
+
+        assert bench.batching.running[2].cached == 3
+        assert bench.cache.used() == 5
+
+    def test_idle_prompt_survives_one_that_shares_only_its_beginning(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, range(1, 10)))
+        bench.run(1, [50])
+        bench.batching.submit(work(2, [1, 2, 70]))
+        bench.run(2, [71])
+        bench.batching.submit(work(3, [*range(1, 10), 80]))
+
+        assert bench.run(3, [81]) == 9
+
+    def test_state_that_cannot_be_divided_is_reused_whole_or_not_at_all(self) -> None:
+        bench = Bench(limits(divisible=False, can_slide=False))
+        for number, prompt in enumerate(([1, 2, 3], [1, 2, 9], [1, 2, 9, 4]), start=1):
+            bench.batching.submit(work(number, prompt))
+            cached = bench.run(number, [50])
+
+        assert cached == 3
+
+    def test_sequence_that_cannot_be_resumed_is_not_reused(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, [1, 2, 3]))
+        bench.run(1, [4])
+        bench.batching.submit(work(2, [1, 2, 3, 5]))
+        bench.batching.admit(lambda _sequence, _position: False)
+
+        assert bench.batching.running[2].cached == 0
+
+    @given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30))
+    def test_common_prefix_is_the_longest(self, left: list[int], right: list[int]) -> None:
+        length = common_prefix(left, right)
+
+        assert left[:length] == right[:length]
+        assert left[length : length + 1] != right[length : length + 1] or not left[length:]
+
+
+class TestSteps:
+    def test_prompt_that_cannot_run_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="found 16"):
+            Batching(limits()).submit(work(1, range(16)))
+
+    def test_decoding_comes_before_prefill(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, [1, 2]))
+        bench.step()
+        bench.batching.append(1, 3)
+        bench.batching.submit(work(2, range(20, 34), most=1))
+
+        chunks = bench.step(budget=5)
+
+        assert [(chunk.id, len(chunk.tokens)) for chunk in chunks] == [(1, 1), (2, 5)]
+
+    def test_short_prompt_overtakes_a_long_one(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, range(10), most=1))
+        bench.batching.submit(work(2, [20, 21], most=1))
+
+        chunks = bench.step(budget=3)
+
+        assert [(chunk.id, chunk.output) for chunk in chunks] == [(2, True), (1, False)]
+
+    def test_long_prompt_is_not_starved_by_short_ones(self) -> None:
+        bench = Bench(limits(cells=4096, context_tokens=2048, batch_tokens=64))
+        bench.batching.submit(work(0, range(1000), most=1))
+        for number in range(1, 200):
+            bench.batching.submit(work(number, [number, 1, 2, 3], most=1))
+            for chunk in bench.step(budget=4):
+                if chunk.output and chunk.id:
+                    bench.cache.apply(bench.batching.finish(chunk.id, keep=False))
+
+        assert bench.batching.running[0].evaluated > 0
+
+    def test_parked_request_goes_on_when_another_ends(self) -> None:
+        bench = Bench(limits())
+        for number in (1, 2):
+            bench.batching.submit(work(number, [number, 5, 6]))
+        bench.step()
+        bench.cache.apply(bench.batching.preempt())
+
+        for number in (1, 2):
+            bench.batching.append(number, 9)
+        assert [chunk.id for chunk in bench.step()] == [1]
+        assert not bench.batching.preempt()
+        bench.cache.apply(bench.batching.finish(1))
+        assert [(chunk.id, chunk.start) for chunk in bench.step()] == [(2, 0)]
+
+
+class TestFullContext:
+    def test_request_that_may_not_slide_is_told(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, range(15), most=100))
+        bench.step()
+        bench.step()
+
+        assert bench.batching.append(1, 99) is None
+
+    def test_old_tokens_go_and_kept_ones_stay(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, range(15), most=100, keep=3, slide=True))
+        bench.step()
+        bench.step()
+
+        effects = bench.batching.append(1, 99)
+
+        assert effects == (Slide(0, 3, 9),)
+        assert bench.batching.running[1].held.tokens == [0, 1, 2, 9, 10, 11, 12, 13, 14, 99]
+
+    def test_shared_cells_are_not_moved(self) -> None:
+        bench = Bench(limits())
+        bench.batching.submit(work(1, range(14), most=100, keep=3, slide=True))
+        bench.step()
+        bench.step()
+        bench.batching.submit(work(2, [*range(13), 50], most=1))
+        bench.step()
+        bench.cache.apply(bench.batching.append(1, 98) or ())
+        bench.step()
+
+        effects = bench.batching.append(1, 99)
+
+        assert effects == (Drop(bench.batching.running[1].held.sequence, 3),)
+
+
+class TestWindow:
+    def test_empty_prompt_is_refused(self) -> None:
+        with pytest.raises(EngineRefusedError, match="empty"):
+            fit_prompt([], context_tokens=8, keep=0, truncate=True)
+
+    def test_overlong_prompt_is_refused_in_ollama_s_words(self) -> None:
+        with pytest.raises(EngineRefusedError, match="the input length exceeds the context length"):
+            fit_prompt(range(8), context_tokens=8, keep=0, truncate=False)
+
+    @given(st.integers(1, 80), st.integers(-2, 80), st.integers(5, 40), st.booleans())
+    def test_cut_prompt_keeps_both_ends_and_leaves_room(
+        self,
+        length: int,
+        num_keep: int,
+        context: int,
+        bos: bool,  # noqa: FBT001
+    ) -> None:
+        tokens = range(length)
+        keep = kept_tokens(num_keep, context_tokens=context, prompt_tokens=length, bos=bos)
+        kept = fit_prompt(tokens, context_tokens=context, keep=keep, truncate=True)
+
+        assert 0 < len(kept) < context
+        if length < context:
+            assert kept == tuple(tokens)
+        else:
+            assert kept[:keep] == tuple(range(keep))
+            assert kept[keep:] == tuple(range(length))[length - len(kept) + keep :]
+            assert kept[-1] == length - 1
+
+    def test_open_ended_answer_is_bounded(self) -> None:
+        assert longest_answer(-1, context_tokens=100) == 1000
+        assert longest_answer(5000, context_tokens=100) == 1000
+        assert longest_answer(5, context_tokens=100) == 5
+
+    @given(st.integers(5, 100), st.integers(0, 96))
+    def test_slide_always_makes_room(self, length: int, keep: int) -> None:
+        keep = min(keep, length - 4)
+        start, end = slide_range(length, keep=keep)
+
+        assert keep == start < end <= length
+
+
+class BatchingMachine(RuleBasedStateMachine):
+    """Any order of requests, steps, ends, aborts and evictions against the strict cache."""
+
+    @initialize(
+        divisible=st.booleans(),
+        can_slide=st.booleans(),
+        slots=st.integers(1, 3),
+        spare=st.integers(0, 2),
+        cells=st.integers(CONTEXT, 3 * CONTEXT),
+        batch=st.integers(1, 12),
+    )
+    def start(
+        self, *, divisible: bool, can_slide: bool, slots: int, spare: int, cells: int, batch: int
+    ) -> None:
+        self.limits = limits(
+            divisible=divisible,
+            can_slide=can_slide and divisible,
+            slots=slots,
+            sequences=slots + spare,
+            cells=cells,
+            batch_tokens=batch,
+        )
+        self.batching = Batching(self.limits)
+        self.cache = Cache(self.limits)
+        self.next = 0
+        self.known: dict[int, list[int]] = {}
+        self.token = 100
+
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=CONTEXT - 1),
+        most=st.integers(0, 40),
+        keep=st.integers(0, 6),
+        slide=st.booleans(),
+    )
+    def submit(self, *, prompt: list[int], most: int, keep: int, slide: bool) -> None:
+        self.next += 1
+        self.known[self.next] = list(prompt)
+        self.batching.submit(work(self.next, prompt, most, keep=keep, slide=slide))
+
+    @rule(budget=st.integers(1, 12), steps=st.integers(1, 30))
+    def go_on(self, *, budget: int, steps: int) -> None:
+        for _ in range(steps):
+            chunks = self._plan(budget)
+            if chunks:
+                self.cache.compute(chunks)
+                self._take(chunks)
+
+    @rule(budget=st.integers(1, 12), kept=st.sampled_from([0.0, 0.5, 1.0]))
+    def abort(self, *, budget: int, kept: float) -> None:
+        chunks = self._plan(budget)
+        if chunks:
+            self.cache.compute(chunks)
+        for chunk in chunks:
+            position = chunk.start + int(len(chunk.tokens) * kept)
+            self.cache.apply(self.batching.rewind(chunk.id, position))
+
+    @rule()
+    def find_the_cache_full(self) -> None:
+        self.cache.apply(self.batching.evict() or self.batching.preempt())
+
+    def _plan(self, budget: int) -> tuple[Chunk, ...]:
+        before = set(self.batching.running)
+        self.cache.apply(self.batching.admit(always))
+        for number in set(self.batching.running) - before:
+            run = self.batching.running[number]
+            cells = self.cache.sequences[run.held.sequence]
+            assert len(cells) == run.cached == run.evaluated < len(run.work.prompt)
+            assert all(exact for _token, exact in cells), (
+                "a moved cell was taken for a computed one"
+            )
+        return self.batching.plan(budget)
+
+    def _take(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            self.batching.advance(chunk)
+        for chunk in chunks:
+            if chunk.output:
+                self._sample(chunk)
+
+    def _sample(self, chunk: Chunk) -> None:
+        self.token += 1
+        run = self.batching.running[chunk.id]
+        assert run.evaluated == len(run.held.tokens)
+        effects = self.batching.append(chunk.id, self.token % 2)
+        if effects is None:
+            assert not run.work.slide
+            self.cache.apply(self.batching.finish(chunk.id))
+            del self.known[chunk.id]
+        else:
+            self.cache.apply(effects)
+
+    @precondition(lambda self: self.known)
+    @rule(choice=st.integers(0, 100), keep=st.booleans())
+    def end(self, *, choice: int, keep: bool) -> None:
+        """Also what a cancel does, wherever the request stands."""
+        number = sorted(self.known)[choice % len(self.known)]
+        self.cache.apply(self.batching.finish(number, keep=keep))
+        del self.known[number]
+
+    @invariant()
+    def cache_holds_what_batching_believes(self) -> None:
+        if not hasattr(self, "batching"):
+            return
+        for run in self.batching.running.values():
+            held = self.cache.tokens(run.held.sequence)
+            assert held == run.held.tokens[: run.evaluated]
+            assert run.pending > 0
+            assert len(run.held.tokens) <= CONTEXT
+        for idle in self.batching.idle:
+            assert self.cache.tokens(idle.sequence) == idle.tokens
+
+    @invariant()
+    def every_sequence_has_one_owner(self) -> None:
+        if not hasattr(self, "batching"):
+            return
+        owners = [run.held.sequence for run in self.batching.running.values()]
+        owners += [idle.sequence for idle in self.batching.idle]
+        assert len(owners) == len(set(owners))
+        for sequence, cells in self.cache.sequences.items():
+            assert sequence in owners or not cells
+
+    @invariant()
+    def all_requests_are_somewhere(self) -> None:
+        if not hasattr(self, "batching"):
+            return
+        waiting = [item.id for item in self.batching.waiting]
+        assert sorted([*waiting, *self.batching.running]) == sorted(self.known)
+        assert len(self.batching.running) <= self.limits.slots
+
+    @invariant()
+    def somebody_can_always_go_on(self) -> None:
+        if not hasattr(self, "batching") or not self.known:
+            return
+        self.cache.apply(self.batching.admit(always))
+        assert any(not run.parked for run in self.batching.running.values())
+
+
+TestBatchingMachine = BatchingMachine.TestCase
+TestBatchingMachine.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
