@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum, auto
 from typing import Literal as Choice
 
-from server.prompt.go_budget import Budget, Limits, Writer
+from server.prompt.go_budget import Budget, Writer
 from server.prompt.go_errors import TemplateError
 from server.prompt.go_format import NO_VALUE, sorted_keys, write_value
 from server.prompt.go_functions import FUNCTIONS, SHORT_CIRCUITS, Context, GoFunction
@@ -72,8 +72,8 @@ _Jump = Choice["break", "continue"] | None
 def run(
     trees: Mapping[str, Body],
     data: Value,
+    budget: Budget,
     *,
-    limits: Limits,
     today: dt.date | None = None,
 ) -> str:
     """Run the main template.
@@ -81,13 +81,13 @@ def run(
     Args:
         trees: the bodies by name, the main one under the empty name.
         data: the cursor to begin with, and ``$``.
-        limits: what it may use.
+        budget: what it may use.
         today: the local date, for ``currentDate``.
 
     Raises:
         TemplateError: the data do not fit the template, or it asks too much; with a line.
     """
-    runner = _Runner(trees, Budget(limits), today)
+    runner = _Runner(trees, budget, today)
     try:
         runner.template("", data)
     except TemplateError as error:

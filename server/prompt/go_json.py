@@ -11,7 +11,6 @@ from typing import Any
 from server.prompt.go_budget import Budget, Limits, Writer
 from server.prompt.go_errors import TemplateError, UnsupportedJsonError
 from server.prompt.go_format import plain_digits, shortest_digits, sorted_keys, special_float
-from server.prompt.go_literals import REPLACEMENT
 from server.prompt.go_values import MAX_DATA_DEPTH, Composite, Map, Slice, Struct
 
 _PLAIN_EXPONENTS = range(-6, 21)
@@ -28,20 +27,23 @@ class Layout:
     Attributes:
         comma: between two elements.
         colon: between key and value.
-        escape: write ``< > &`` and two line separators as escapes.
+        go: write ``< > &`` and two line separators as escapes, and 1.0 as 1, as Go does.
         sort: keys in the order of their bytes.
     """
 
     comma: str
     colon: str
-    escape: bool
+    go: bool
     sort: bool
 
 
-GO = Layout(comma=",", colon=":", escape=True, sort=True)
+GO = Layout(comma=",", colon=":", go=True, sort=True)
 """As Go writes maps, and so Ollama."""
 
-MODEL = Layout(comma=", ", colon=": ", escape=False, sort=False)
+GO_FIELDS = Layout(comma=",", colon=":", go=True, sort=False)
+"""As Go writes structs, whose fields have an order."""
+
+MODEL = Layout(comma=", ", colon=": ", go=False, sort=False)
 """As ``tojson`` of models' own templates writes, with which they were trained."""
 
 
@@ -122,16 +124,18 @@ def _scalar(value: Any, layout: Layout) -> str:
         case int():
             return str(int(value))
         case float():
-            return _float(value)
+            return _float(value, layout)
         case str():
             return _string(value, layout)
     raise UnsupportedJsonError(f"json: unsupported type: {type(value).__name__}")
 
 
-def _float(value: float) -> str:
+def _float(value: float, layout: Layout) -> str:
     special = special_float(value)
     if special is not None:
         raise UnsupportedJsonError(f"json: unsupported value: {special}")
+    if not layout.go:
+        return repr(value)
     sign, digits, exponent = shortest_digits(value)
     if exponent in _PLAIN_EXPONENTS:
         return sign + plain_digits(digits, exponent)
@@ -142,7 +146,7 @@ def _float(value: float) -> str:
 
 
 def _string(text: str, layout: Layout) -> str:
-    quoted = json.dumps(_SURROGATES.sub(REPLACEMENT, text), ensure_ascii=False)
-    if not layout.escape:
+    quoted = _SURROGATES.sub(r"\\ufffd", json.dumps(text, ensure_ascii=False))
+    if not layout.go:
         return quoted
     return _GO_ESCAPES.sub(lambda match: f"\\u{ord(match[0]):04x}", quoted)

@@ -152,10 +152,15 @@ _DIGITS = frozenset("0123456789")
 
 
 def _small_number(digits: str) -> int | None:
-    if not digits or not set(digits) <= _DIGITS or len(digits.lstrip("0")) > len(str(MAX_WIDTH)):
+    """A number in a format. Go looks at all but its last digit to see whether it is too large."""
+    if (
+        not digits
+        or not set(digits) <= _DIGITS
+        or len(digits.lstrip("0")) > len(str(MAX_WIDTH)) + 1
+    ):
         return None
     number = int(digits)
-    return number if number <= MAX_WIDTH else None
+    return number if number // 10 <= MAX_WIDTH else None
 
 
 def sprintf(template: str, values: Sequence[Value], budget: Budget) -> str:

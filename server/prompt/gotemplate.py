@@ -12,7 +12,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
-from server.prompt.go_budget import Limits
+from server.prompt.go_budget import Budget, Limits
 from server.prompt.go_errors import TemplateError
 from server.prompt.go_eval import run
 from server.prompt.go_functions import NAMES
@@ -22,7 +22,7 @@ from server.prompt.go_parser import parse_trees
 from server.prompt.go_values import from_python
 from server.prompt.go_walk import mentioned
 
-__all__ = ["Limits", "Template", "TemplateError", "parse"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "Template", "TemplateError", "parse"]
 
 DEFAULT_LIMITS = Limits()
 
@@ -71,10 +71,22 @@ class Template:
         Raises:
             TemplateError: the data do not fit, or the limits are reached; ``line`` says where.
         """
+        return self.fill(data, Budget(limits), today=today)
+
+    def fill(self, data: Mapping[str, Any], budget: Budget, *, today: dt.date | None = None) -> str:
+        """Likewise, within what is left of a budget.
+
+        Raises:
+            TemplateError: the data do not fit, or the budget is used up; ``line`` says where.
+        """
         try:
-            return finished(run(self.trees, from_python(data), limits=limits, today=today))
+            return finished(run(self.trees, from_python(data), budget, today=today))
         except RecursionError as error:
             raise TemplateError("nested too deep") from error
+
+    def with_main(self, body: Body) -> Template:
+        """The same with another main body; `variables` are those of the new whole."""
+        return Template(self.source, {**self.trees, "": body})
 
     def variables(self) -> frozenset[str]:
         """Names of all fields it mentions anywhere, such as ``Messages`` and ``Tools``.
