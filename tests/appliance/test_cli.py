@@ -313,26 +313,32 @@ def test_store_that_cannot_be_read_is_one_line_and_a_hint(satchel: Satchel, tmp_
 
 
 def test_interrupted_import_ends_with_130_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """An import can be over before the signal arrives; then the next one is tried."""
     weights = (ROOT / "tests/demo-model/demo-f16.gguf").read_bytes()
     (tmp_path / "t.pub").write_text(TRUSTED.public_key.text())
     bundle = forge({"F16": weights}, encoding="zstd-frames", chunk_bytes=65536).write(tmp_path)
-    environment = {**os.environ, "SATCHEL_STORE": str(tmp_path / "store")}
+    for attempt in range(20):
+        store = tmp_path / f"store-{attempt}"
+        code, err = interrupted_import(bundle, store, tmp_path / "t.pub")
+        if code != 0:
+            break
+    assert (code, err.splitlines()[-1]) == (130, "satchel: error: interrupted")
+    assert Store(Paths(store)).survey().faults == ()
+
+
+def interrupted_import(bundle: Path, store: Path, key: Path) -> tuple[int, str]:
+    environment = {**os.environ, "SATCHEL_STORE": str(store)}
     command = [sys.executable, "-P", "-m", "appliance.cli"]
-    subprocess.run([*command, "trust", "add", str(tmp_path / "t.pub")], env=environment, check=True)
+    subprocess.run([*command, "trust", "add", str(key)], env=environment, check=True)
     process = subprocess.Popen(
         [*command, "import", str(bundle)], env=environment, stderr=subprocess.PIPE, text=True
     )
-    staging = tmp_path / "store/satchel/staging"
-    deadline = time.monotonic() + 30
-    while not list(staging.glob("*.part")) and time.monotonic() < deadline:
+    staging = store / "satchel/staging"
+    while process.poll() is None and not list(staging.glob("*.part")):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    if process.returncode == 0:
-        pytest.skip("the import was faster than the interruption")
-    assert process.returncode == 130
-    assert err.endswith("satchel: error: interrupted\n")
-    assert Store(Paths(tmp_path / "store")).survey().faults == ()
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
 
 
 def test_output_into_a_pipe_that_closes_is_no_trace(tmp_path: Path) -> None:
