@@ -8,6 +8,7 @@ dates, times and UUIDs, or uniqueness. What it cannot convert is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,17 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from server.errors import EngineRefusedError
 
-MAX_SCHEMA_BYTES = 256 << 10
-"""256 KiB. Why: real schemas are a few KiB; the grammar grows faster than the schema."""
+MAX_SCHEMA_BYTES = 64 << 10
+"""64 KiB. Why: real schemas are a few KiB; the grammar grows faster than the schema."""
 
-MAX_GRAMMAR_BYTES = 1 << 20
-"""1 MiB. Why: the engine parses a grammar recursively and keeps every alternative."""
+MAX_GRAMMAR_BYTES = 256 << 10
+"""256 KiB. Why: the engine parses a grammar recursively and keeps every alternative."""
+
+MAX_ALTERNATIVES = 512
+"""In one rule. Why: the engine's time for a token grows with their square: 28 ms for 1,000."""
+
+_COUNTED = frozenset("*+{")
+_OPTIONAL = re.compile(r"[?*]|\{0")
 
 JSON = r"""
 root    ::= object
@@ -58,7 +65,7 @@ def _from_schema(source: object) -> str:
     if len(text.encode("utf-8", "replace")) > MAX_SCHEMA_BYTES:
         raise EngineRefusedError(f"json schema: expected at most {MAX_SCHEMA_BYTES} bytes")
     try:
-        _refuse_foreign_references(json.loads(text))
+        _check_schema(json.loads(text))
         return _bounded(json_schema_to_gbnf(text))
     except RecursionError as error:
         raise EngineRefusedError("json schema: nested too deep, or refers to itself") from error
@@ -69,20 +76,47 @@ def _from_schema(source: object) -> str:
         raise EngineRefusedError(f"json schema: it cannot be enforced: {reason}") from error
 
 
-def _refuse_foreign_references(schema: object) -> None:
-    """Only references into the schema itself: nothing is ever fetched."""
+def _check_schema(schema: object) -> None:
+    """Only references into the schema itself: nothing is ever fetched. No explosive patterns."""
     if isinstance(schema, dict):
-        reference = schema.get("$ref")
+        reference, pattern = schema.get("$ref"), schema.get("pattern")
         if isinstance(reference, str) and not reference.startswith("#/"):
             raise EngineRefusedError(f"json schema: expected $ref to start with #/: {reference!r}")
+        if isinstance(pattern, str) and repeats_what_may_be_empty(pattern):
+            raise EngineRefusedError(
+                f"json schema: pattern: a repeated group holds something optional: {pattern!r}"
+            )
         for value in schema.values():
-            _refuse_foreign_references(value)
+            _check_schema(value)
     elif isinstance(schema, list):
         for value in schema:
-            _refuse_foreign_references(value)
+            _check_schema(value)
+
+
+def repeats_what_may_be_empty(pattern: str) -> bool:
+    """Whether a group with ``*``, ``+`` or ``{}`` behind it has something optional inside.
+
+    The engine follows each way through such a group apart: their number explodes.
+    """
+    begins: list[int] = []
+    escaped = False
+    for at, char in enumerate(pattern):
+        if escaped or char == "\\":
+            escaped = not escaped
+        elif char == "(":
+            begins.append(at)
+        elif char == ")" and begins:
+            inside = pattern[begins.pop() + 1 : at].removeprefix("?:")
+            if pattern[at + 1 : at + 2] in _COUNTED and _OPTIONAL.search(inside):
+                return True
+    return False
 
 
 def _bounded(grammar: str) -> str:
     if len(grammar.encode("utf-8", "replace")) > MAX_GRAMMAR_BYTES:
         raise EngineRefusedError(f"grammar: expected at most {MAX_GRAMMAR_BYTES} bytes")
+    if any(line.count("|") > MAX_ALTERNATIVES for line in grammar.splitlines()):
+        raise EngineRefusedError(
+            f"grammar: expected at most {MAX_ALTERNATIVES} alternatives a rule"
+        )
     return grammar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ from server.runner import sampling
 from server.runner.chain import Candidates, Chain, Grammar
 
 Row = npt.NDArray[np.float32]
+
+GRAMMAR_STEP_S = 1.0
+"""CPU time. Why: a usual grammar takes milliseconds, and all other requests wait meanwhile."""
 
 
 class Sampler:
@@ -70,9 +74,12 @@ class Sampler:
         """
         token = self._choose(row)
         if self._grammar is not None:
+            begin_s = time.thread_time()
             if token in self._banned or not self._grammar.allows(token):
                 token = self._choose_restricted(row, self._grammar)
             self._grammar.accept(token)
+            if time.thread_time() - begin_s > GRAMMAR_STEP_S:
+                raise EngineRefusedError("the grammar takes too long for a token")
         self._remember(token)
         return token
 
