@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-import numpy as np
-
 from server.errors import EngineRefusedError
 from server.runner import library
 from server.runner.batching import Batching, Chunk, Drop, Effect, Limits, Share, Slide
@@ -49,7 +47,6 @@ class Loop:
         self._clock = clock
         self._pace = Pace(shape.batch_tokens, engine.prefill_rate)
         self._candidates = Candidates(shape.vocabulary_size)
-        self._forbidden = np.array(engine.vocabulary.control_tokens(), np.int64)
         self._arrivals: dict[int, Arrival] = {}
         self._generations: dict[int, Generation] = {}
         self._suspects: list[int] = []
@@ -115,7 +112,7 @@ class Loop:
             if request in self._generations:
                 continue
             arrival = self._arrivals.pop(request)
-            shape = self._engine.shape
+            shape, vocabulary = self._engine.shape, self._engine.vocabulary
             generation = Generation(
                 request=request,
                 prompt=arrival.work.prompt,
@@ -129,9 +126,9 @@ class Loop:
                     context_tokens=shape.context_tokens,
                     prompt=arrival.work.prompt,
                     grammar=arrival.grammar,
-                    forbidden=self._forbidden,
+                    forbidden=vocabulary.control_tokens if arrival.grammar else None,
                 ),
-                pieces=self._engine.vocabulary,
+                pieces=vocabulary,
                 clock=self._clock,
             )
             generation.admitted(run.cached)

@@ -207,6 +207,7 @@ def prepare(engine: Engine, command: protocol.Generate) -> Arrival:
     grammar = None
     if command.grammar is not None:
         grammar = Grammar(vocabulary, gbnf(command.grammar))
+        _ = vocabulary.control_tokens  # found once, here rather than between two steps
     return Arrival(work=work, sampling=sampling, top_logprobs=command.top_logprobs, grammar=grammar)
 
 

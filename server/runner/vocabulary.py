@@ -6,11 +6,13 @@ Safe to call from any thread: the vocabulary does not change after the load.
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from server.errors import EngineRefusedError
 from server.runner.marking import split_prompt
@@ -102,10 +104,11 @@ class Vocabulary:
         """Whether a token is one that text does not produce."""
         return bool(LIB.llama_vocab_is_control(self.handle, token))
 
-    def control_tokens(self) -> tuple[int, ...]:
-        """All control tokens that do not end the generation."""
-        ids = range(self.size)
-        return tuple(i for i in ids if self.is_control(i) and not self.is_end(i))
+    @functools.cached_property
+    def control_tokens(self) -> npt.NDArray[np.int64]:
+        """All control tokens that do not end the generation, ascending."""
+        ids = (i for i in range(self.size) if self.is_control(i))
+        return np.array([i for i in ids if not self.is_end(i)], np.int64)
 
     def check(self, tokens: Iterable[int]) -> None:
         """Refuse ids that are not in the vocabulary.

@@ -55,7 +55,6 @@ class Engine:
         self.shape = Shape(**{**fields, **changes})
         self.prefill_rate = 1000.0
         self.vocabulary = SimpleNamespace(
-            control_tokens=tuple,
             piece=lambda token: b"%d " % token,
             whole_piece=lambda token: b"%d " % token,
             is_end=lambda token: token == SIZE - 1,
