@@ -9,6 +9,9 @@ from server.prompt.go_errors import TemplateError
 CHARS_PER_STEP = 1024
 """Characters of text that count as one step. Why: copying that many takes about as long."""
 
+CHARS_LOOKED_AT_PER_STEP = 8
+"""Likewise, where each character is looked at."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -55,6 +58,14 @@ class Budget:
             raise TemplateError(f"made more than {self.limits.chars} characters")
         self.step(length // CHARS_PER_STEP)
 
+    def work(self, length: int) -> None:
+        """Account for ``length`` characters being looked at one by one.
+
+        Raises:
+            TemplateError: there are no steps left for it.
+        """
+        self.step(length // CHARS_LOOKED_AT_PER_STEP)
+
 
 class Writer:
     """Collects text within a budget."""
@@ -75,6 +86,14 @@ class Writer:
         if self._length > self._budget.limits.chars:
             raise TemplateError(f"made more than {self._budget.limits.chars} characters")
         self._parts.append(text)
+
+    def work(self, length: int) -> None:
+        """Account for ``length`` characters being looked at one by one before they are written.
+
+        Raises:
+            TemplateError: there are no steps left for it.
+        """
+        self._budget.work(length)
 
     def text(self) -> str:
         """All that was written."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from server.errors import BadRequestError
 
+MAX_REASON_CHARS = 500
+"""Longest message. Why: one may quote a literal of the template, which may be very long."""
+
 
 class TemplateError(BadRequestError):
     """A template does not parse, does not fit the data it is given, or asks too much.
@@ -21,6 +24,8 @@ class TemplateError(BadRequestError):
     """
 
     def __init__(self, reason: str, *, line: int = 0) -> None:
+        if len(reason) > MAX_REASON_CHARS:
+            reason = f"{reason[:MAX_REASON_CHARS]}..."
         place = f"template: :{line}: " if line else "template: "
         super().__init__(f"{place}{reason}")
         self.line = line

@@ -197,7 +197,9 @@ def _slice(context: Context, given: Sequence[Value]) -> Value:
 
 def _printed(context: Context, given: Sequence[Value]) -> str:
     """What the escaping functions escape."""
-    return sprint([NO_VALUE if value is None else value for value in given], context.budget)
+    text = sprint([NO_VALUE if value is None else value for value in given], context.budget)
+    context.budget.work(len(text))
+    return text
 
 
 def _printf(context: Context, given: Sequence[Value]) -> str:

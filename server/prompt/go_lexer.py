@@ -22,6 +22,7 @@ from server.prompt.go_literals import quote, utf8_length
 LEFT = "{{"
 RIGHT = "}}"
 BLANKS = " \t\r\n"
+_BLANK = frozenset(BLANKS)
 LONG_TOKEN_BYTES = 10
 """A longer token is cut when an error shows it. Source: Go's parser."""
 
@@ -187,7 +188,7 @@ class _Lexer:
         self._skip_right()
 
     def _blank_at(self, position: int) -> bool:
-        return self._source[position : position + 1] in set(BLANKS)
+        return self._source[position : position + 1] in _BLANK
 
     def _trimmed_right_at(self, position: int) -> bool:
         return self._blank_at(position) and self._source.startswith("-" + RIGHT, position + 1)

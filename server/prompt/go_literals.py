@@ -15,6 +15,8 @@ from dataclasses import dataclass
 INT64_MAX = (1 << 63) - 1
 INT64_MIN = -(1 << 63)
 UINT64_MAX = (1 << 64) - 1
+MAX_INTEGER_DIGITS = 308
+"""More make a number that is too large even for a float."""
 MAX_RUNE = 0x10FFFF
 SURROGATES = range(0xD800, 0xE000)
 REPLACEMENT = "\ufffd"
@@ -181,6 +183,8 @@ def _integer(text: str) -> int | None:
     if match is None:
         return None
     kind, digits = next((kind, match[kind]) for kind in _BASES if match[kind] is not None)
+    if len(digits.lstrip("0")) > MAX_INTEGER_DIGITS:
+        return None
     value = int(digits, _BASES[kind])
     return -value if match[1] == "-" else value
 

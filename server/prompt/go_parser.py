@@ -20,8 +20,9 @@ from server.prompt.go_literals import clean, quote
 from server.prompt.go_nodes import Action, Body, Branch, Call, Jump, Node, Pipe, Range, Text
 from server.prompt.go_pipes import PipeParser, Stream
 
-MAX_SOURCE_CHARS = 1 << 20
-"""1 Mi characters. Why: the longest template of a public model is below 32 Ki."""
+MAX_SOURCE_CHARS = 256 << 10
+"""256 Ki characters. Why: the longest template of a public model is below 32 Ki; parsing this
+many takes up to two seconds."""
 
 _STRINGS = frozenset({Kind.STRING, Kind.RAW_STRING})
 _Stop = Choice[Kind.END, Kind.ELSE]
@@ -88,13 +89,17 @@ class _Tree(PipeParser):
             raise self._unexpected(token, context)
         name = self._unquote(token)
         self._expect_right(context)
-        self.named(name, context)
-
-    def named(self, name: str, context: str) -> None:
-        """The body of a named template, up to its ``end``."""
         body, stop = self._body()
         if stop is not Kind.END:
             raise self._error(f"unexpected {_written_stop(stop)} in {context}")
+        self._add(name, body)
+
+    def block(self, name: str, context: str) -> None:
+        line = self._stream.line
+        body, stop = self._body()
+        if stop is not Kind.END:
+            # Unlike for a definition, Go blames the line where the block begins.
+            raise TemplateError(f"unexpected {_written_stop(stop)} in {context}", line=line)
         self._add(name, body)
 
     def _inner(self) -> _Tree:
@@ -205,7 +210,7 @@ class _Tree(PipeParser):
         context = "block clause"
         name = self._template_name(context)
         pipe = self._pipe(context, Kind.RIGHT)
-        self._inner().named(name, context)
+        self._inner().block(name, context)
         return Call(name=name, pipe=pipe, line=token.line)
 
     def _call(self, token: Token) -> Call:

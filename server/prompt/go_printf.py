@@ -176,7 +176,7 @@ def sprintf(template: str, values: Sequence[Value], budget: Budget) -> str:
 
 def _write(value: Value, spec: Spec, writer: Writer) -> None:
     if spec.verb == "T":
-        writer.write(spec.pad(cut(type_name(value), spec)))
+        writer.write(spec.pad(NIL if value is None else cut(type_name(value), spec)))
     elif value is None:
         writer.write(spec.pad(NIL) if spec.verb == "v" else f"%!{spec.verb}({NIL})")
     else:
@@ -193,6 +193,8 @@ def _write_part(value: Value, spec: Spec, writer: Writer) -> None:
     elif isinstance(value, Composite):
         _write_composite(value, spec, writer)
     else:
+        if isinstance(value, str) and spec.verb in "qxX":
+            writer.work(len(value))
         written = scalar(value, spec)
         if written is None:
             shown = scalar(value, replace(spec, verb="v"))

@@ -79,8 +79,23 @@ def test_source_that_nests_too_deep_is_refused(source: str) -> None:
 
 
 def test_source_that_is_too_long_is_refused() -> None:
-    with pytest.raises(TemplateError, match="expected at most 1048576 characters"):
-        parse("x" * (1 << 20) + "y")
+    with pytest.raises(TemplateError, match="expected at most 262144 characters"):
+        parse("x" * 262_145)
+
+
+@pytest.mark.parametrize("literal", ["1" * 5_000, "1_" * 5_000 + "1", "0x" + "f" * 5_000])
+def test_endless_number_is_refused_in_a_short_message(literal: str) -> None:
+    with pytest.raises(TemplateError, match="illegal number syntax") as refused:
+        parse(f"{{{{ {literal} }}}}")
+    assert len(str(refused.value)) < 600
+
+
+def test_text_too_long_to_be_looked_at_one_by_one_is_refused() -> None:
+    doubled = '{{ $x := "é" }}{{ range 20 }}{{ $x = print $x $x }}{{ end }}'
+    for function in ("js", "html", "urlquery", 'printf "%q"', 'printf "%x"'):
+        source = f"{doubled}{{{{ range 99 }}}}{{{{ $y := {function} $x }}}}{{{{ end }}}}"
+        with pytest.raises(TemplateError, match="took more than 1000000 steps"):
+            parse(source).render({})
 
 
 def test_data_that_nest_too_deep_are_refused() -> None:
