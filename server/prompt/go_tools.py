@@ -8,7 +8,7 @@ A template can go through their fields, or print them whole, which gives JSON. T
    JSON, on which they were trained.
 
 In both, a number without a fraction stays an integer; Ollama makes it a float, so that 1000000
-prints as ``1e+06``. A whole function prints as JSON, as the templates of Ollama's library expect;
+prints as ``1e+06``. A whole function prints as JSON, as widely used templates expect;
 newer releases of Ollama print a Go struct there.
 """
 
