@@ -26,8 +26,7 @@ help: ## list the verbs
 demo: .venv/ready ## the main job in front of you: key, bundle, verify, import, serve, ask
 	$(BIN)/python -P docs/demo.py
 
-test: lint ## everything that has to hold: linters, types, import rules, tests
-	$(BIN)/python -m pytest
+test: lint ## all that has to hold: linters, types, import rules, tests without a network
 	$(BIN)/python tests/offline.py
 
 lint: .venv/ready-for-tests

@@ -123,12 +123,12 @@ def _model_params(settings: EngineSettings, *, no_alloc: bool) -> Any:
 def _context_params(settings: EngineSettings) -> Any:
     params = api.llama_context_default_params()
     params.n_ctx = settings.kv_cells
-    params.n_seq_max = settings.slots
+    params.n_seq_max = settings.sequences
     params.kv_unified = True
     params.n_batch = settings.num_batch
     params.n_ubatch = settings.num_ubatch
-    # One row of logits per slot; the default reserves one per token of the batch.
-    params.n_outputs_max = settings.slots
+    # One row of logits per sequence; the default reserves one per token of the batch.
+    params.n_outputs_max = settings.sequences
     params.n_threads = settings.threads
     params.n_threads_batch = settings.threads
     params.type_k = params.type_v = _KV_TYPES[settings.kv_type]

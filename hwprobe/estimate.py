@@ -163,7 +163,7 @@ def estimate(
     for index, pool in enumerate(blocks):
         add(pool, WEIGHTS, profile.block_bytes[index])
         add(pool, KV_CACHE, _block_cache_bytes(profile, settings, index))
-        add(pool, STATE, profile.recurrent_bytes * settings.slots // profile.block_count)
+        add(pool, STATE, profile.recurrent_bytes * settings.sequences // profile.block_count)
     copies = PIPELINE_COPIES if _is_pipelined(pools) else 1
     for pool in dict.fromkeys((HOST, *pools)):
         factor = copies if pool != HOST else 1
@@ -178,7 +178,7 @@ def estimate(
 
 def host_terms(profile: ModelProfile, settings: EngineSettings) -> tuple[MemoryTerm, ...]:
     """What the engine's own accounting leaves out; all of it is host memory."""
-    rows = settings.slots if profile.causal else settings.num_batch
+    rows = settings.sequences if profile.causal else settings.num_batch
     widest = max(profile.feed_forward_length, profile.embedding_length, _query(profile))
     quantized_rows = GGML_TYPES_BY_NAME["Q8_0"].row_bytes(widest + 31)
     vocabulary = TOKEN_BYTES * profile.vocabulary_size + MERGE_BYTES * profile.merge_count
@@ -249,7 +249,7 @@ def cache_cells(profile: ModelProfile, settings: EngineSettings, block: int) -> 
     """
     if block not in profile.sliding_blocks:
         return settings.kv_cells
-    window = profile.sliding_window * settings.slots + _ubatch(settings)
+    window = profile.sliding_window * settings.sequences + _ubatch(settings)
     return min(settings.kv_cells, _padded(window))
 
 
@@ -277,7 +277,7 @@ def compute_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
     elif profile.sliding_blocks and settings.kv_type != "f16":
         feed_forward += query + 512
     per_token = masks + INPUT_BYTES_PER_TOKEN + 4 * max(feed_forward, experts, attention)
-    rows = min(tokens, settings.slots if profile.causal else tokens)
+    rows = min(tokens, settings.sequences if profile.causal else tokens)
     last = 4 * (rows * (profile.vocabulary_size + 2 * embedding) + 2 * tokens * embedding)
     return max(tokens * per_token, last) + COMPUTE_SLACK_BYTES
 

@@ -22,13 +22,12 @@ from hwprobe.profile import ModelProfile
 from hwprobe.quantity import Bytes
 from hwprobe.search import (
     DEFAULT_SLOTS,
-    MAX_SLOTS,
     Floors,
     Search,
     cache_types,
     target_ctx,
 )
-from hwprobe.settings import EngineSettings
+from hwprobe.settings import MAX_SEQUENCES, EngineSettings
 from hwprobe.verdict import Candidate, Placement, Rejection, Wish
 
 __all__ = ["Candidate", "Placement", "Rejection", "Wish", "place"]
@@ -76,8 +75,8 @@ def place(
 
 def _check_wish(wish: Wish, candidates: Sequence[Candidate]) -> None:
     """Refuse what no memory would help with."""
-    if wish.slots is not None and not 1 <= wish.slots <= MAX_SLOTS:
-        raise DoesNotFitError(f"slots: expected 1 to {MAX_SLOTS}, found {wish.slots}")
+    if wish.slots is not None and not 1 <= wish.slots <= MAX_SEQUENCES:
+        raise DoesNotFitError(f"slots: expected 1 to {MAX_SEQUENCES}, found {wish.slots}")
     if wish.num_batch is not None and wish.num_batch < 1:
         raise DoesNotFitError(f"num_batch: expected at least 1, found {wish.num_batch}")
     for candidate in candidates:

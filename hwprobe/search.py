@@ -27,8 +27,8 @@ DEFAULT_CTX_TOKENS: Final = 8192
 """Target when nothing is wished. Why: holds a long chat or a few documents, and leaves memory."""
 DEFAULT_SLOTS: Final = 4
 """Most slots without a wish. Why: batching gains little beyond four on CPUs."""
-MAX_SLOTS: Final = 256
-"""Source: LLAMA_MAX_SEQ in llama-cparams.h."""
+SPARE_SEQUENCES: Final = 8
+"""Why: eight conversations is what one server keeps warm on a small machine."""
 DEFAULT_BATCH_TOKENS: Final = 512
 UBATCH_STEPS: Final = (512, 256, 128, 64)
 """Why: halving the batch halves the compute buffer; below 64 prefill becomes slow."""
@@ -120,7 +120,7 @@ class Search:
     def grow(
         self, profile: ModelProfile, settings: EngineSettings, floors: Floors
     ) -> EngineSettings:
-        """Spend what is left: slots, then batches, then repacked weights."""
+        """Spend what is left: slots, batches, repacked weights, then prompts that stay cached."""
         chosen = settings
         if self.wish.slots is None and profile.causal:
             for slots in range(DEFAULT_SLOTS, 1, -1):
@@ -135,6 +135,9 @@ class Search:
         packed = replace(chosen, repack=True)
         if self.fit(profile, packed, floors) is not None:
             chosen = packed
+        warm = replace(chosen, spare_sequences=SPARE_SEQUENCES)
+        if _sequences_are_cheap(profile) and self.fit(profile, warm, floors) is not None:
+            chosen = warm
         fitted = self.fit(profile, chosen, floors)
         assert fitted is not None
         return fitted
@@ -258,3 +261,8 @@ def _split(counts: Sequence[int]) -> tuple[float, ...]:
     shares[used[0]] -= 0.5
     shares[used[-1]] += 0.5
     return tuple(shares)
+
+
+def _sequences_are_cheap(profile: ModelProfile) -> bool:
+    """Whether one more sequence costs no more than a row of logits."""
+    return profile.causal and not profile.recurrent_bytes and not profile.sliding_window

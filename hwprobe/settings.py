@@ -11,6 +11,9 @@ from typing import Literal
 KvType = Literal["f16", "q8_0", "q4_0"]
 """Element type of the KV cache, for keys and values alike."""
 
+MAX_SEQUENCES = 256
+"""Sequence ids an engine knows. Source: llama-cparams.h, LLAMA_MAX_SEQ."""
+
 CONTEXT_PADDING_TOKENS = 256
 """llama.cpp rounds every sequence's context up to this. Source: llama-context.cpp, GGML_PAD."""
 
@@ -23,6 +26,8 @@ class EngineSettings:
         num_ctx: context of one slot, in tokens; a multiple of 256.
         slots: requests decoded at the same time. The KV cache is unified: it holds
             ``num_ctx * slots`` cells that all slots share.
+        spare_sequences: sequence ids beyond the slots, for prompts that stay cached. Each costs
+            one row of logits, and a whole state where a model has one per sequence.
         kv_type: element type of the KV cache.
         num_gpu: layers on GPUs, the output layer counted as one; 0 keeps all on the CPU.
         num_batch: most tokens handed to one decode call (n_batch).
@@ -38,6 +43,7 @@ class EngineSettings:
 
     num_ctx: int
     slots: int = 1
+    spare_sequences: int = 0
     kv_type: KvType = "f16"
     num_gpu: int = 0
     num_batch: int = 512
@@ -64,6 +70,11 @@ class EngineSettings:
         if self.num_ubatch > self.num_batch:
             msg = f"num_ubatch: expected at most {self.num_batch}, found {self.num_ubatch}"
             raise ValueError(msg)
+
+    @property
+    def sequences(self) -> int:
+        """Sequence ids, and rows of logits, the engine is asked for."""
+        return min(self.slots + self.spare_sequences, MAX_SEQUENCES)
 
     @property
     def kv_cells(self) -> int:

@@ -23,13 +23,6 @@ from server.runner.vocabulary import Vocabulary
 
 Row = npt.NDArray[np.float32]
 
-MAX_SEQUENCES = 256
-"""Source: llama-cparams.h, LLAMA_MAX_SEQ."""
-
-SPARE_SEQUENCES = 8
-"""Sequences beyond the slots, for prompts that stay cached. Why: each costs one row of logits,
-n_vocab floats; eight conversations is what one server keeps warm on a small machine."""
-
 WARM_UP_TOKENS = 32
 """Why: enough to take the kernels for batches, a second's work on the slowest machine."""
 
@@ -236,7 +229,7 @@ class Engine:
         params.n_ctx = settings.kv_cells
         params.n_batch = settings.num_batch
         params.n_ubatch = settings.num_ubatch
-        params.n_seq_max = _sequences(self._model, settings.slots)
+        params.n_seq_max = settings.sequences
         # The engine asserts n_outputs_max >= n_seq_max; left at 0 it is n_batch rows of logits.
         params.n_outputs_max = params.n_seq_max
         params.n_outputs_max_per_seq = 1
@@ -337,12 +330,6 @@ def _load_model(path: Path, settings: EngineSettings, on_progress: Callable[[flo
 def _has_state(model: Any) -> bool:
     """Whether the model keeps one running state per sequence instead of cells only."""
     return bool(LIB.llama_model_is_recurrent(model) or LIB.llama_model_is_hybrid(model))
-
-
-def _sequences(model: Any, slots: int) -> int:
-    """Sequence ids to ask for: spare ones only where a sequence costs nothing but a row."""
-    costly = _has_state(model) or LIB.llama_model_n_swa(model) > 0
-    return int(min(slots + (0 if costly else SPARE_SEQUENCES), MAX_SEQUENCES))
 
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
