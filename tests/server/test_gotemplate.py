@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from server.errors import BadRequestError
-from server.prompt.gotemplate import Template, TemplateError, parse
+from server.prompt.gotemplate.template import Template, TemplateError, parse
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gotemplate"
 TODAY = dt.date(2026, 8, 20)

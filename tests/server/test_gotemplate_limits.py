@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.prompt.go_functions import NAMES
-from server.prompt.go_json import GO, MODEL, plain_json
-from server.prompt.go_literals import quote, unquote
-from server.prompt.gotemplate import Limits, TemplateError, parse
+from server.prompt.gotemplate.functions import NAMES
+from server.prompt.gotemplate.json import GO, MODEL, plain_json
+from server.prompt.gotemplate.literals import quote, unquote
+from server.prompt.gotemplate.template import Limits, TemplateError, parse
 
 SMALL = Limits(steps=2_000, chars=5_000, depth=20)
 TODAY = dt.date(2026, 8, 20)

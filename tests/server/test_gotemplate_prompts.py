@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.chat import Message, Tool, ToolCall
-from server.prompt.go_messages import PromptInput, collate, turns_of
-from server.prompt.go_prompt import PromptTemplate
-from server.prompt.go_tools import Style
-from server.prompt.gotemplate import Limits, TemplateError
+from server.prompt.gotemplate.messages import PromptInput, collate, turns_of
+from server.prompt.gotemplate.prompt import PromptTemplate
+from server.prompt.gotemplate.template import Limits, TemplateError
+from server.prompt.gotemplate.tools import Style
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "golden" / "gotemplate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.prompt.go_prompt import PromptTemplate
+from server.prompt.gotemplate.prompt import PromptTemplate
 
 
 @pytest.mark.parametrize(

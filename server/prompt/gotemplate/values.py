@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from server.prompt.go_errors import TemplateError
-from server.prompt.go_literals import INT64_MAX, INT64_MIN, clean, utf8_length
+from server.prompt.gotemplate.errors import TemplateError
+from server.prompt.gotemplate.literals import INT64_MAX, INT64_MIN, clean, utf8_length
 
 MAX_DATA_DEPTH = 100
 """Levels of lists and objects. Why: tool schemas stay below 20; a level takes three frames."""

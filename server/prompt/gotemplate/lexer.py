@@ -7,7 +7,7 @@ Rules:
  * a comment ``{{/* … */}}`` takes up its whole action and gives no token;
  * a mistake becomes an `Kind.ERROR` token, the last one: the parser decides when it is reached.
 
-Names, numbers, and quotes are as in Go; what a number or a string means is read in `go_literals`.
+Names, numbers, and quotes are as in Go; what a number or a string means is read in `literals`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from server.prompt.go_literals import quote, utf8_length
+from server.prompt.gotemplate.literals import quote, utf8_length
 
 LEFT = "{{"
 RIGHT = "}}"

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum, auto
 from typing import Literal as Choice
 
-from server.prompt.go_budget import Budget, Writer
-from server.prompt.go_errors import TemplateError
-from server.prompt.go_format import NO_VALUE, sorted_keys, write_value
-from server.prompt.go_functions import FUNCTIONS, SHORT_CIRCUITS, Context, GoFunction
-from server.prompt.go_literals import quote
-from server.prompt.go_nodes import (
+from server.prompt.gotemplate.budget import Budget, Writer
+from server.prompt.gotemplate.errors import TemplateError
+from server.prompt.gotemplate.format import NO_VALUE, sorted_keys, write_value
+from server.prompt.gotemplate.functions import FUNCTIONS, SHORT_CIRCUITS, Context, GoFunction
+from server.prompt.gotemplate.literals import quote
+from server.prompt.gotemplate.nodes import (
     Action,
     Body,
     Branch,
@@ -41,7 +41,7 @@ from server.prompt.go_nodes import (
     Text,
     Variable,
 )
-from server.prompt.go_values import (
+from server.prompt.gotemplate.values import (
     Absent,
     Map,
     Slice,
@@ -52,7 +52,7 @@ from server.prompt.go_values import (
     truth,
     type_name,
 )
-from server.prompt.go_walk import shown
+from server.prompt.gotemplate.walk import shown
 
 _VARIABLES_PER_STEP = 16
 """Variables looked through that count as one step."""

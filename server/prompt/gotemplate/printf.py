@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from server.prompt.go_budget import Budget, Writer
-from server.prompt.go_format import NIL, sorted_keys, write_composite, write_value
-from server.prompt.go_literals import quote
-from server.prompt.go_values import Composite, Map, Slice, Struct, Value, type_name
-from server.prompt.go_verbs import Spec, cut, scalar, text_of
+from server.prompt.gotemplate.budget import Budget, Writer
+from server.prompt.gotemplate.format import NIL, sorted_keys, write_composite, write_value
+from server.prompt.gotemplate.literals import quote
+from server.prompt.gotemplate.values import Composite, Map, Slice, Struct, Value, type_name
+from server.prompt.gotemplate.verbs import Spec, cut, scalar, text_of
 
 MAX_WIDTH = 1_000_000
 """Largest width and precision. Source: Go's ``fmt``, tooLarge."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from server.prompt.go_literals import quote
-from server.prompt.go_nodes import (
+from server.prompt.gotemplate.literals import quote
+from server.prompt.gotemplate.nodes import (
     Action,
     Body,
     Branch,

@@ -12,13 +12,13 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.prompt.go_budget import Budget
-from server.prompt.go_errors import TemplateError, UnsupportedJsonError
-from server.prompt.go_format import NO_VALUE, sprint, sprintln
-from server.prompt.go_json import to_json
-from server.prompt.go_literals import from_utf8, is_print, utf8
-from server.prompt.go_printf import sprintf
-from server.prompt.go_values import (
+from server.prompt.gotemplate.budget import Budget
+from server.prompt.gotemplate.errors import TemplateError, UnsupportedJsonError
+from server.prompt.gotemplate.format import NO_VALUE, sprint, sprintln
+from server.prompt.gotemplate.json import to_json
+from server.prompt.gotemplate.literals import from_utf8, is_print, utf8
+from server.prompt.gotemplate.printf import sprintf
+from server.prompt.gotemplate.values import (
     Byte,
     Map,
     Slice,

@@ -20,8 +20,8 @@ from enum import Enum
 from typing import Any, TypedDict
 
 from server.chat import JsonObject, Tool, ToolCall
-from server.prompt.go_json import GO_FIELDS, MODEL, plain_json
-from server.prompt.go_values import Map, Slice, Struct, Value, from_python
+from server.prompt.gotemplate.json import GO_FIELDS, MODEL, plain_json
+from server.prompt.gotemplate.values import Map, Slice, Struct, Value, from_python
 
 _PROPERTY_KEYWORDS = (
     "anyOf",

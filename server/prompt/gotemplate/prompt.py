@@ -12,18 +12,18 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Mapping
 
-from server.prompt.go_budget import Budget
-from server.prompt.go_cut import cut_behind_response, with_response
-from server.prompt.go_messages import (
+from server.prompt.gotemplate.budget import Budget
+from server.prompt.gotemplate.cut import cut_behind_response, with_response
+from server.prompt.gotemplate.messages import (
     PromptInput,
     chat_values,
     insert_values,
     turn_values,
     turns_of,
 )
-from server.prompt.go_tags import thinking_tags, tool_tag
-from server.prompt.go_values import Value
-from server.prompt.gotemplate import DEFAULT_LIMITS, Limits, Template, parse
+from server.prompt.gotemplate.tags import thinking_tags, tool_tag
+from server.prompt.gotemplate.template import DEFAULT_LIMITS, Limits, Template, parse
+from server.prompt.gotemplate.values import Value
 
 DEFAULT_TEMPLATE = "{{ .Prompt }}"
 """For a model without any template."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from server.prompt.go_budget import Budget, Writer
-from server.prompt.go_literals import utf8
-from server.prompt.go_values import Composite, Map, Slice, Struct, Value
+from server.prompt.gotemplate.budget import Budget, Writer
+from server.prompt.gotemplate.literals import utf8
+from server.prompt.gotemplate.values import Composite, Map, Slice, Struct, Value
 
 NO_VALUE = "<no value>"
 NIL = "<nil>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.prompt.go_nodes import (
+from server.prompt.gotemplate.nodes import (
     Action,
     Body,
     Branch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.prompt.go_errors import TemplateError
+from server.prompt.gotemplate.errors import TemplateError
 
 CHARS_PER_STEP = 1024
 """Characters of text that count as one step. Why: copying that many takes about as long."""

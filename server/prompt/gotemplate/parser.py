@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal as Choice
 
-from server.prompt.go_errors import TemplateError
-from server.prompt.go_lexer import Kind, Token
-from server.prompt.go_literals import clean, quote
-from server.prompt.go_nodes import Action, Body, Branch, Call, Jump, Node, Pipe, Range, Text
-from server.prompt.go_pipes import PipeParser, Stream
+from server.prompt.gotemplate.errors import TemplateError
+from server.prompt.gotemplate.lexer import Kind, Token
+from server.prompt.gotemplate.literals import clean, quote
+from server.prompt.gotemplate.nodes import Action, Body, Branch, Call, Jump, Node, Pipe, Range, Text
+from server.prompt.gotemplate.pipes import PipeParser, Stream
 
 MAX_SOURCE_CHARS = 256 << 10
 """256 Ki characters. Why: the longest template of a public model is below 32 Ki; parsing this

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from server.prompt.go_errors import TemplateError
-from server.prompt.go_lexer import Kind, Token, tokens
-from server.prompt.go_literals import (
+from server.prompt.gotemplate.errors import TemplateError
+from server.prompt.gotemplate.lexer import Kind, Token, tokens
+from server.prompt.gotemplate.literals import (
     Literal,
     quote,
     read_complex,
@@ -18,7 +18,7 @@ from server.prompt.go_literals import (
     unquote,
     unquote_char,
 )
-from server.prompt.go_nodes import (
+from server.prompt.gotemplate.nodes import (
     Chain,
     Command,
     Constant,

@@ -8,10 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.prompt.go_budget import Budget, Limits, Writer
-from server.prompt.go_errors import TemplateError, UnsupportedJsonError
-from server.prompt.go_format import plain_digits, shortest_digits, sorted_keys, special_float
-from server.prompt.go_values import MAX_DATA_DEPTH, Composite, Map, Slice, Struct
+from server.prompt.gotemplate.budget import Budget, Limits, Writer
+from server.prompt.gotemplate.errors import TemplateError, UnsupportedJsonError
+from server.prompt.gotemplate.format import (
+    plain_digits,
+    shortest_digits,
+    sorted_keys,
+    special_float,
+)
+from server.prompt.gotemplate.values import MAX_DATA_DEPTH, Composite, Map, Slice, Struct
 
 _PLAIN_EXPONENTS = range(-6, 21)
 """Exponents written without ``e``. Source: Go's ``encoding/json``, floatEncoder."""

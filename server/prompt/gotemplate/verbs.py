@@ -6,9 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from server.prompt.go_format import shortest_float, special_float
-from server.prompt.go_literals import MAX_RUNE, REPLACEMENT, SURROGATES, is_print, quote, utf8
-from server.prompt.go_values import Value
+from server.prompt.gotemplate.format import shortest_float, special_float
+from server.prompt.gotemplate.literals import (
+    MAX_RUNE,
+    REPLACEMENT,
+    SURROGATES,
+    is_print,
+    quote,
+    utf8,
+)
+from server.prompt.gotemplate.values import Value
 
 DEFAULT_PRECISION = 6
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.chat import Message, Tool
-from server.prompt.go_json import GO_FIELDS, plain_json
-from server.prompt.go_tools import Style, calls_value, tools_value, written_calls
-from server.prompt.go_values import Slice, Struct, Value, from_python
+from server.prompt.gotemplate.json import GO_FIELDS, plain_json
+from server.prompt.gotemplate.tools import Style, calls_value, tools_value, written_calls
+from server.prompt.gotemplate.values import Slice, Struct, Value, from_python
 
 DEFAULT_LEVEL = "medium"
 """What ``think: true`` means to a template that asks for a level."""

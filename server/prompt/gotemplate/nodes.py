@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal as Choice
 
-from server.prompt.go_literals import Literal
+from server.prompt.gotemplate.literals import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

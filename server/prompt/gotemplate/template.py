@@ -12,15 +12,15 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
-from server.prompt.go_budget import Budget, Limits
-from server.prompt.go_errors import TemplateError
-from server.prompt.go_eval import run
-from server.prompt.go_functions import NAMES
-from server.prompt.go_literals import finished
-from server.prompt.go_nodes import Body
-from server.prompt.go_parser import parse_trees
-from server.prompt.go_values import from_python
-from server.prompt.go_walk import mentioned
+from server.prompt.gotemplate.budget import Budget, Limits
+from server.prompt.gotemplate.errors import TemplateError
+from server.prompt.gotemplate.eval import run
+from server.prompt.gotemplate.functions import NAMES
+from server.prompt.gotemplate.literals import finished
+from server.prompt.gotemplate.nodes import Body
+from server.prompt.gotemplate.parser import parse_trees
+from server.prompt.gotemplate.values import from_python
+from server.prompt.gotemplate.walk import mentioned
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Template", "TemplateError", "parse"]
 
@@ -64,7 +64,7 @@ class Template:
         """Fill in the data.
 
         Args:
-            data: JSON-like values, or those of `go_values`, by name.
+            data: JSON-like values, or those of `values`, by name.
             today: the local date, for ``currentDate``.
             limits: what the rendering may use.
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from server.prompt.go_nodes import Action, Body, Branch, Node, Range, Text
-from server.prompt.go_walk import bodies_of, fields_of, nodes_of, pipes_of
+from server.prompt.gotemplate.nodes import Action, Body, Branch, Node, Range, Text
+from server.prompt.gotemplate.walk import bodies_of, fields_of, nodes_of, pipes_of
 
 DEFAULT_TOOL_TAG = "{"
 
