@@ -6,8 +6,8 @@ Rules:
    while every other thread streams;
  * to stop, no new connection is accepted, running answers get until the deadline, then the rest
    is cut off;
- * what this layer itself refuses (a body over the limit, broken HTTP) is told in JSON like
-   everything else.
+ * there are never more connections than descriptors allow: without a free one the loop could
+   neither accept nor refuse, and would turn without pause.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 import threading
@@ -25,14 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import waitress.channel
 import waitress.server
-import waitress.task
 import waitress.wasyncore
 
-from server.api.framing import JSON_TYPE, json_bytes
-from server.api.openai_write import error_body
-from server.app import OPENAI_PREFIX, Traffic
+from server.app import Traffic
+from server.connection import Connection
 from server.errors import ServerError
 
 if TYPE_CHECKING:
@@ -59,6 +57,11 @@ TICK_S = 1.0
 FLUSH_S = 1.0
 """How long the last bytes of the last answers may take. Loopback takes a millisecond; a client
 that does not read is not waited for."""
+
+SPARE_DESCRIPTORS = 64
+"""For everything but connections: files, runners (three each, ten to start one), other sockets."""
+
+FEWEST_CONNECTIONS = 8
 
 LISTEN_FDS_START = 3
 """First descriptor a service manager passes. Source: sd_listen_fds(3)."""
@@ -88,6 +91,21 @@ class ListenerLimits:
     max_body_bytes: int
     threads: int
     drain_s: float
+
+
+def room_for(connections: int) -> int:
+    """How many of so many connections there are descriptors for; asks for more if need be.
+
+    Services commonly start with 1024 and may have more for the asking.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return min(connections, max(FEWEST_CONNECTIONS, soft - SPARE_DESCRIPTORS))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -212,6 +230,7 @@ class Listener:
             self._turn()
         drained = not self._traffic.in_flight
         self._flush()
+        self._close_idle()
         return drained
 
     def close(self) -> None:
@@ -234,7 +253,7 @@ class Listener:
             max_request_header_size=MAX_HEADER_BYTES,
             # Connections, counted with some descriptors of the loop itself: more than threads,
             # so that idle kept-alive connections do not lock new clients out.
-            connection_limit=2 * threads + 512,
+            connection_limit=room_for(2 * threads + 512),
             channel_timeout=IDLE_CONNECTION_S,
             asyncore_use_poll=True,  # select() ends at descriptor 1023
             log_socket_errors=False,  # clients leave; that is no error
@@ -242,7 +261,7 @@ class Listener:
         )
         for dispatcher in self._map.values():
             if isinstance(dispatcher, waitress.server.BaseWSGIServer):
-                dispatcher.channel_class = _Channel
+                dispatcher.channel_class = Connection
         return server
 
     def _turn(self) -> None:
@@ -250,10 +269,9 @@ class Listener:
 
     def _stop_accepting(self) -> None:
         """Close the main listening sockets; connections and the second listener stay."""
-        admin = {id(server) for server in self._admin}
         for dispatcher in [*self._map.values()]:
             listening = isinstance(dispatcher, waitress.server.BaseWSGIServer)
-            if listening and id(dispatcher) not in admin:
+            if listening and dispatcher not in self._admin:
                 # Not the server's own close(): that would also close the pipe that wakes the loop.
                 waitress.wasyncore.dispatcher.close(dispatcher)
 
@@ -263,36 +281,21 @@ class Listener:
         while time.monotonic() < deadline_s and any(map(_unfinished, self._map.values())):
             self._turn()
 
+    def _close_idle(self) -> None:
+        """Close the main listener's connections that wait for another request."""
+        for channel in [*self._map.values()]:
+            if isinstance(channel, Connection) and channel.server not in self._admin:
+                with channel.requests_lock:
+                    channel.will_close = channel.will_close or not channel.requests
+                if channel.will_close:
+                    channel.handle_close()
+
 
 def _unfinished(dispatcher: Any) -> bool:
     """Whether a connection still has bytes to send, or waits to be closed."""
-    return isinstance(dispatcher, waitress.channel.HTTPChannel) and bool(
+    return isinstance(dispatcher, Connection) and bool(
         dispatcher.total_outbufs_len or dispatcher.close_when_flushed or dispatcher.will_close
     )
-
-
-class _ErrorTask(waitress.task.ErrorTask):  # type: ignore[misc]  # the library has no types
-    """What the library refuses by itself, in the words and the form of the rest."""
-
-    def execute(self) -> None:
-        """Write the refusal."""
-        error = self.request.error
-        message = str(error.body).lower()
-        if error.code == 413:  # noqa: PLR2004 - the status of a body over the limit
-            limit = self.channel.adj.max_request_body_size - 1
-            message = f"request body: expected at most {limit} bytes"
-        path = getattr(self.request, "path", "") or ""
-        openai_form = path.startswith(OPENAI_PREFIX)
-        body = json_bytes(error_body(message, error.code) if openai_form else {"error": message})
-        self.status = f"{error.code} {error.reason}"
-        self.response_headers.append(("Content-Type", JSON_TYPE))
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
-
-
-class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the library has no types
-    error_task_class = _ErrorTask
 
 
 def _shown(sock: socket.socket) -> str:
