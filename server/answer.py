@@ -188,11 +188,13 @@ class Answerer:
             BadRequestError: the model cannot do what is asked, or an option is wrong.
         """
         if isinstance(request, GenerateRequest):
+            _check_raw(request)
+        if request.think and not model.can("thinking"):
+            raise BadRequestError(f'"{request.model}" does not support thinking')
+        if isinstance(request, GenerateRequest):
             _check_generate(request, model)
         elif isinstance(request, ChatRequest):
             _check_chat(request, model)
-        if request.think and not model.can("thinking"):
-            raise BadRequestError(f'"{request.model}" does not support thinking')
         sampling, load = resolve_options(model.installed.parameters, request.options)
         think = request.think
         if think is None and model.can("thinking"):
@@ -261,9 +263,12 @@ class Answerer:
         )
 
 
-def _check_generate(request: GenerateRequest, model: ServedModel) -> None:
+def _check_raw(request: GenerateRequest) -> None:
     if request.raw and (request.template or request.system or request.context):
         raise BadRequestError("raw mode does not support template, system, or context")
+
+
+def _check_generate(request: GenerateRequest, model: ServedModel) -> None:
     if not model.can("completion"):
         raise BadRequestError(f'"{request.model}" does not support generate')
     full_name = model.installed.name.full()

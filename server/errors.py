@@ -9,7 +9,7 @@ ServerError
 ├── ClientGoneError        499  the client left before the answer began
 ├── RunnerCrashedError     500  the model's process died
 ├── LoadFailedError        500  the model could not be loaded
-├── EngineRefusedError     500  the engine refused this request
+├── EngineRefusedError     500  the engine failed at this one request
 ├── BusyError              503  the queue is full, or the server is stopping
 └── DoesNotFitError        507  the model does not fit this machine
 """
@@ -72,7 +72,7 @@ class LoadFailedError(ServerError):
 
 
 class EngineRefusedError(ServerError):
-    """The engine refused this one request (too long a prompt, a bad grammar)."""
+    """The engine failed at this one request (no usable probabilities, a grammar without end)."""
 
 
 class BusyError(ServerError):

@@ -22,7 +22,7 @@ from server.chat import (
     TokenLogprob,
     ToolCallChunk,
 )
-from server.errors import ClientGoneError, EngineRefusedError
+from server.errors import BadRequestError, ClientGoneError, EngineRefusedError
 from server.output.stream import OutputStream
 from server.output.thinking import CLOSE
 from server.runner import protocol
@@ -102,7 +102,8 @@ def complete(
     Raises:
         ClientGoneError: the client left.
         RunnerCrashedError: the runner died.
-        EngineRefusedError: the engine refused the request.
+        BadRequestError: the engine does not take the request.
+        EngineRefusedError: the engine failed at it.
     """
     if request.grammar is None or not thinks:
         yield from _pieces(rows(runner.generate(request), gone, outcome), output, outcome)
@@ -172,7 +173,8 @@ def rows(
     Raises:
         ClientGoneError: the client left.
         RunnerCrashedError: the runner died.
-        EngineRefusedError: the engine refused the request.
+        BadRequestError: the engine does not take the request.
+        EngineRefusedError: the engine failed at it.
     """
     try:
         while not stream.ended:
@@ -182,7 +184,7 @@ def rows(
             if row is None:
                 continue
             if row.fault is not None:
-                raise EngineRefusedError(row.fault)
+                raise (BadRequestError if row.refused else EngineRefusedError)(row.fault)
             outcome.started = outcome.started or bool(row.tokens or row.text)
             outcome.generated.extend(row.tokens)
             if row.done is not None:

@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,12 +34,14 @@ class Rule:
         at_least: smallest value; smaller ones are refused.
         at_most: largest value; larger ones are refused.
         at_load: it is fixed when the model is loaded.
+        positive: zero is refused, too.
     """
 
     kind: Kind
     at_least: float = -(1 << 31)
     at_most: float = INT32_MAX
     at_load: bool = False
+    positive: bool = False
 
 
 OPTIONS: Mapping[str, Rule] = {
@@ -57,7 +59,7 @@ OPTIONS: Mapping[str, Rule] = {
     "min_p": Rule(kind="float32"),
     "typical_p": Rule(kind="float32"),
     "repeat_last_n": Rule(kind="integer", at_least=-1),
-    "repeat_penalty": Rule(kind="float32"),
+    "repeat_penalty": Rule(kind="float32", at_least=0, positive=True),
     "presence_penalty": Rule(kind="float32"),
     "frequency_penalty": Rule(kind="float32"),
     "mirostat": Rule(kind="integer", at_least=0, at_most=2),
@@ -125,14 +127,23 @@ def _read(name: str, rule: Rule, value: Any) -> Any:
 
 
 def _number(name: str, rule: Rule, value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise BadRequestError(f'option "{name}" must be of type {rule.kind}')
-    number = int(value) if rule.kind == "integer" else float(value)
-    if not rule.at_least <= number <= rule.at_most:
+    if not rule.at_least <= value <= rule.at_most:
         raise BadRequestError(
             f'option "{name}" must be between {rule.at_least:g} and {rule.at_most:g}'
         )
+    number = int(value) if rule.kind == "integer" else float(value)
+    if rule.positive and not number:
+        raise BadRequestError(f'option "{name}" must be more than 0')
     return number
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a JSON number that a float can hold; texts such as ``1e999`` are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -149,8 +160,8 @@ def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
         raise BadRequestError(f'option "{name}" must be an object of token ids and numbers')
     pairs = []
     for token, bias in value.items():
-        number = not isinstance(bias, bool) and isinstance(bias, int | float)
-        if not (token.isascii() and token.isdigit() and len(token) <= 10 and number):  # noqa: PLR2004 - ten digits hold any 32-bit id
+        numeric = token.isascii() and token.isdigit() and len(token) <= 10  # noqa: PLR2004 - ten digits hold any 32-bit id
+        if not (numeric and is_number(bias)):
             raise BadRequestError(f'option "{name}" must be an object of token ids and numbers')
         pairs.append((int(token), float(bias)))
     return tuple(pairs)

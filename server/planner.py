@@ -78,6 +78,11 @@ class Machines:
         self._snapshot = inventory()
         self._taken_s = now_s()
 
+    @property
+    def processors(self) -> int:
+        """How many logical processors there are."""
+        return self._snapshot.cpu.allowed
+
     def before(self, reserved_bytes: Mapping[str, int]) -> Machine:
         """A snapshot from before the runners behind ``reserved_bytes`` took their memory.
 
@@ -137,10 +142,14 @@ class Planner:
             slots=table.num_parallel or server.num_parallel or None,
             kv_type=_KV_TYPES.get(table.kv_cache_type or server.kv_cache_type),
             num_gpu=None if num_gpu is None or num_gpu < 0 else num_gpu,
-            threads=load.num_thread or table.num_thread or None,
+            threads=self._threads(load.num_thread) or table.num_thread or None,
             num_batch=load.num_batch,
             use_mmap=load.use_mmap,
         )
+
+    def _threads(self, asked: int | None) -> int | None:
+        """A request's threads, no more than processors: each token waits for the slowest."""
+        return min(asked, self._machines.processors) if asked else None
 
     def _plan(self, model: ServedModel, wish: Wish, reserved_bytes: Mapping[str, int]) -> Placement:
         profile = model.installed.profile

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -159,7 +158,7 @@ def whole_number(value: object) -> int | None:
     """A JSON number as an int (``3.0`` counts), or nothing where it is none of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value) or value != int(value) or not -_MOST_INT <= value < _MOST_INT:
+    if not -_MOST_INT <= value < _MOST_INT or value != int(value):
         return None
     return int(value)
 

@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -27,8 +28,32 @@ LONGEST_DURATION_NS = (1 << 63) - 1
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """One JSON object without line breaks, as UTF-8; key order is kept."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """One JSON object without line breaks, as UTF-8; key order is kept.
+
+    What JSON cannot carry, ``null`` and U+FFFD stand for: numbers that are none, half surrogates.
+    """
+    try:
+        return _dump(value)
+    except ValueError:
+        return _dump(_sayable(value))
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _sayable(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list() | tuple():
+            return [_sayable(item) for item in value]
+        case Mapping():
+            return {_sayable(key): _sayable(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def ndjson_line(value: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.api.body import Fields
+from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.chat import ChatRequest, GenerateRequest, JsonObject, Message, Tool, ToolCall
 from server.errors import BadRequestError
@@ -96,8 +97,10 @@ def _format(value: Any) -> str | JsonObject | None:
         return None
     if value == "json" or isinstance(value, dict):
         return value  # type: ignore[no-any-return]  # narrowed by the comparison
-    found = f'"{value}"' if isinstance(value, str) else repr(value)
-    raise BadRequestError(f'invalid format: {found}; expected "json" or a valid JSON Schema object')
+    found = json_bytes({"": value})[4:-1].decode()
+    raise BadRequestError(
+        f'invalid format: {found:.200}; expected "json" or a valid JSON Schema object'
+    )
 
 
 def _think(value: Any) -> bool | str | None:

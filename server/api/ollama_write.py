@@ -27,6 +27,9 @@ from server.chat import (
     Usage,
 )
 
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON has not. Source: OpenAI's API reference."""
+
 Json = dict[str, Any]
 Call = Literal["chat", "generate"]
 
@@ -117,7 +120,7 @@ def logprob_record(entry: TokenLogprob) -> Json:
 
 
 def _logprob(token: str, token_bytes: bytes, logprob: float) -> Json:
-    return {"token": token, "logprob": logprob, "bytes": list(token_bytes)}
+    return {"token": token, "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(token_bytes)}
 
 
 def _ending(chunk: FinishChunk) -> Json:

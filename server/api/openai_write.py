@@ -9,12 +9,11 @@ Rules:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, assert_never
 
 from server.api.delivery import WholeAnswer
-from server.api.framing import SSE_DONE, SSE_TYPE, sse_event
+from server.api.framing import SSE_DONE, SSE_TYPE, json_bytes, sse_event
 from server.api.ollama_write import logprob_record
 from server.chat import (
     Chunk,
@@ -125,7 +124,7 @@ class OpenAiWriter:
 
     def _tool_call(self, call: ToolCall) -> Json:
         index, self._calls = self._calls, self._calls + 1
-        arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+        arguments = json_bytes(call.arguments).decode()
         return {
             "id": call.id,
             "index": index,

@@ -10,8 +10,9 @@ Rules:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from server.chat import ToolCall
 from server.output.thinking import partial_tag
@@ -86,14 +87,30 @@ class ToolCallSplitter:
 
     def _read(self, inner: str) -> ToolCall | None:
         try:
-            value: Any = json.loads(inner, strict=False)
+            value: Any = _read_json(inner)
             if isinstance(value, dict):
                 arguments = value.get("arguments", value.get("parameters", {}))
                 if isinstance(arguments, str):
-                    arguments = json.loads(arguments, strict=False)
+                    arguments = _read_json(arguments)
                 name = value.get("name")
                 if isinstance(name, str) and name and isinstance(arguments, dict):
                     return ToolCall(id=self._new_call_id(), name=name, arguments=arguments)
         except (ValueError, RecursionError):
             pass
         return None
+
+
+def _read_json(text: str) -> Any:
+    """JSON that may hold raw line breaks in texts, but no numbers that JSON does not have."""
+    return json.loads(text, strict=False, parse_constant=_no_constant, parse_float=_finite)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON readers")
+    return value

@@ -153,6 +153,7 @@ class Row:
         eval_s: on the last row: seconds from there to the end.
         prompt_ids: on the last row: the prompt as the engine saw it (for ``context``).
         fault: this request was refused or broke; nothing follows for it.
+        refused: with ``fault``: what it asks for cannot be done, whoever tries.
     """
 
     id: int
@@ -167,6 +168,7 @@ class Row:
     eval_s: float = 0.0
     prompt_ids: tuple[int, ...] = ()
     fault: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

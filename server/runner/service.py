@@ -160,7 +160,7 @@ class Service:
             arrival = prepare(engine, command)
         except EngineRefusedError as refusal:
             steps = self._loop.steps if self._loop is not None else 0
-            row = protocol.Row(id=command.id, fault=_sendable(str(refusal)))
+            row = protocol.Row(id=command.id, fault=_sendable(str(refusal)), refused=True)
             self._send(protocol.Step(n=steps, rows=(row,)))
         else:
             inbox.put(arrival)

@@ -182,7 +182,7 @@ class FakeRunner:
         if len(ids) > self._num_ctx:
             if not request.truncate:
                 text = f"prompt: expected at most {self._num_ctx} tokens, found {len(ids)}"
-                self._send_rows(protocol.Row(id=request.id, fault=text))
+                self._send_rows(protocol.Row(id=request.id, fault=text, refused=True))
                 return
             ids = ids[-self._num_ctx :]
         words = self._script.get("words") or [self._vocabulary.word(i) for i in ids if i != BOS]

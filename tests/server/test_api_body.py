@@ -84,6 +84,7 @@ def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
         (lambda f: f.integer("a"), 1.5, r"b\.a: expected integer, found number"),
         (lambda f: f.integer("a"), True, r"b\.a: expected integer, found boolean"),
         (lambda f: f.integer("a"), 1 << 64, r"b\.a: expected integer, found number"),
+        (lambda f: f.integer("a"), 10**400, r"b\.a: expected integer, found number"),
         (lambda f: f.integer("a"), 1e300, r"b\.a: expected integer, found number"),
         (lambda f: f.object("a"), [], r"b\.a: expected object, found array"),
         (lambda f: f.array("a"), {}, r"b\.a: expected array, found object"),
@@ -164,3 +165,12 @@ def test_no_record_holds_a_line_break_of_its_own(text: str) -> None:
     assert event.startswith(b"data: ")
     assert event.count(b"\n") == 2
     assert event.endswith(b"\n\n")
+
+
+def test_what_json_cannot_carry_is_replaced() -> None:
+    value = {"a": [float("nan"), -float("inf"), 1.5], "b": {"\ud800": "x\udfff"}, "c": (True, None)}
+    assert json.loads(json_bytes(value)) == {
+        "a": [None, None, 1.5],
+        "b": {"\ufffd": "x\ufffd"},
+        "c": [True, None],
+    }

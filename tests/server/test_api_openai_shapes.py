@@ -274,7 +274,7 @@ def test_tool_call_is_streamed_whole() -> None:
             "id": "call_1",
             "index": 0,
             "type": "function",
-            "function": {"name": "f", "arguments": '{"a": "é"}'},
+            "function": {"name": "f", "arguments": '{"a":"é"}'},
         }
     ]
 

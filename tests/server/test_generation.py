@@ -12,7 +12,7 @@ import pytest
 
 from hwprobe.settings import EngineSettings
 from server.chat import FinishReason, SamplingOptions, TextChunk, ThinkingChunk
-from server.errors import ClientGoneError, EngineRefusedError, RunnerCrashedError
+from server.errors import BadRequestError, ClientGoneError, RunnerCrashedError
 from server.generation import Outcome, Piece, complete
 from server.output.stream import OutputStream
 from server.runner import protocol
@@ -69,8 +69,8 @@ def test_limit_of_tokens_is_the_reason_length(tmp_path: Path) -> None:
         assert outcome.reason is FinishReason.LENGTH
 
 
-def test_engine_that_refuses_is_an_error(tmp_path: Path) -> None:
-    with runner(tmp_path, num_ctx=2) as on, pytest.raises(EngineRefusedError, match="at most 2"):
+def test_request_the_engine_does_not_take_is_the_clients_error(tmp_path: Path) -> None:
+    with runner(tmp_path, num_ctx=2) as on, pytest.raises(BadRequestError, match="at most 2"):
         run(on, Outcome(), prompt="one two three", truncate=False)
 
 

@@ -84,6 +84,14 @@ def shown(pieces: list[Piece]) -> list[tuple[str, str]]:
         ),
         ('<tool_call>{"name": "f", "arg', [("text", '<tool_call>{"name": "f", "arg')]),
         (f"{CALL} then text", [("tool_call", 'weather {"city": "Lima"}'), ("text", "then text")]),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>',
+            [("text", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>')],
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>',
+            [("text", '<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>')],
+        ),
         ("a < b <tool", [("text", "a < b <tool")]),
     ],
 )

@@ -133,3 +133,12 @@ def test_file_that_is_no_model_is_not_tried(tmp_path: Path) -> None:
         SelfTest(records)(path, EngineSettings(num_ctx=256))
     with pytest.raises(LoadFailedError, match="cannot be read"):
         SelfTest(records)(tmp_path / "absent", EngineSettings(num_ctx=256))
+
+
+def test_request_gets_no_more_threads_than_there_are_processors(
+    tmp_path: Path, model: ServedModel
+) -> None:
+    plan = planner(tmp_path)
+    for asked, given in ((4000, 2), (1, 1), (0, None)):
+        wish = plan.demand(model, LoadOptions(num_thread=asked), keep_alive_s=None).wish
+        assert wish.threads == given
