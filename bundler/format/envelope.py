@@ -204,8 +204,13 @@ def _signers(envelope: Envelope, keys: Mapping[KeyId, PublicKey]) -> frozenset[K
     signed_by: set[KeyId] = set()
     for one in envelope.signatures:
         hinted = trusted.get(one.key_id)
-        candidates = [hinted] if hinted else list(trusted.values())
-        signed_by.update(key.key_id for key in candidates if key.verify(one.signature, message))
+        if hinted is not None and hinted.verify(one.signature, message):
+            signed_by.add(hinted.key_id)
+            continue
+        # The id is a hint: whoever carries the envelope must not be able to hide a signature.
+        signed_by.update(
+            key.key_id for key in trusted.values() if key.verify(one.signature, message)
+        )
     return frozenset(signed_by)
 
 

@@ -12,7 +12,8 @@ DEFAULT_HOST: Final = "registry.ollama.ai"
 DEFAULT_NAMESPACE: Final = "library"
 DEFAULT_TAG: Final = "latest"
 
-_MAX_HOST: Final = 350
+_MAX_HOST: Final = 255
+"""Why: a host is a directory of the store, and Linux takes no longer name."""
 _MAX_PART: Final = 80
 _HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")

@@ -149,6 +149,17 @@ def test_a_wrong_key_id_is_only_a_hint() -> None:
     assert verified.signed_by == {TRUSTED.public_key.key_id}
 
 
+def test_a_signature_under_another_trusted_key_id_counts_for_its_own_key() -> None:
+    def edit(members: dict[str, Any]) -> None:
+        members["signatures"][0]["keyid"] = SECOND.public_key.key_id
+
+    data = changed(envelope.sign(PAYLOAD, [TRUSTED]), edit)
+    verified = envelope.verify(data, keys=trusting(TRUSTED, SECOND), threshold=1)
+    assert verified.signed_by == {TRUSTED.public_key.key_id}
+    with pytest.raises(BadSignatureError):
+        envelope.verify(data, keys=trusting(TRUSTED, SECOND), threshold=2)
+
+
 def test_nothing_in_the_payload_is_read_before_the_signature_was_accepted() -> None:
     garbage = envelope.sign(b"\xff not json", [STRANGER])
     with pytest.raises(UntrustedKeyError):
@@ -194,6 +205,22 @@ def test_an_envelope_over_eight_mebibytes_is_refused() -> None:
 def test_a_payload_over_four_mebibytes_is_not_signed() -> None:
     with pytest.raises(EnvelopeError, match="at most"):
         envelope.sign(b"x" * ((4 << 20) + 1), [TRUSTED])
+
+
+@pytest.mark.parametrize(
+    ("member", "size", "at"),
+    [("payload", (4 << 20) + 1, "payload"), ("sig", (8 << 10) + 1, "signatures[0].sig")],
+)
+def test_a_member_that_is_too_large_is_refused_before_it_is_verified(
+    member: str, size: int, at: str
+) -> None:
+    def edit(members: dict[str, Any]) -> None:
+        owner = members if member == "payload" else members["signatures"][0]
+        owner[member] = base64.b64encode(bytes(size)).decode()
+
+    with pytest.raises(EnvelopeError) as caught:
+        envelope.parse(changed(SIGNED, edit))
+    assert f"malformed envelope: {at}: expected at most" in str(caught.value)
 
 
 def test_a_payload_of_four_mebibytes_fits_an_envelope() -> None:
