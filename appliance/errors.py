@@ -40,6 +40,9 @@ from bundler.format import errors as bundle_errors
 class AppError(Exception):
     """Root: one lower-case line that names field, expectation and finding; a hint may follow.
 
+    What stands in a bundle or a store may be quoted, but never acts on a terminal or a log:
+    characters that do not print become question marks.
+
     Attributes:
         hint: what the operator can do about it; empty when there is nothing useful to say.
     """
@@ -47,8 +50,8 @@ class AppError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(bundle_errors.printable(message))
+        self.hint = bundle_errors.printable(hint)
 
 
 class ConfigError(AppError):

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 class ProbeError(Exception):
-    """Root of this package's errors: one lower-case line, and a hint where one helps."""
+    """Root of this package's errors: one lower-case line, and a hint where one helps.
+
+    A file may be quoted in a message, but never acts on a terminal or a log: characters that do
+    not print become question marks.
+    """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
 
 
 class QuantityError(ProbeError):
@@ -59,3 +63,7 @@ class DoesNotFitError(ProbeError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.rejected = rejected
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

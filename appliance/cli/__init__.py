@@ -12,7 +12,7 @@ import typer
 from appliance.cli import bundles, models, site, talk
 from appliance.cli.frame import version
 from appliance.errors import AppError
-from bundler.format.errors import BundleError
+from bundler.format.errors import BundleError, printable
 from hwprobe.errors import DoesNotFitError, GgufError, ProbeError
 
 INTERRUPTED = 130
@@ -89,7 +89,7 @@ def _explain(error: Exception) -> int:
     if os.environ.get("SATCHEL_DEBUG"):
         raise error
     text = f"internal error: {type(error).__name__}: {error}"
-    return _complain(text, "SATCHEL_DEBUG=1 shows the trace", 1)
+    return _complain(printable(text), "SATCHEL_DEBUG=1 shows the trace", 1)
 
 
 def _complain(message: str, hint: str, code: int) -> int:

@@ -37,8 +37,8 @@ class BundleError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(_printable(message))
-        self.hint = _printable(hint)
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
 
 class FormatError(BundleError):
@@ -157,5 +157,6 @@ class NoSpaceError(BundleError):
     exit_code = 13
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """One line in which whatever could steer a terminal or forge a log line is a question mark."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
