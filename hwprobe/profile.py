@@ -15,6 +15,10 @@ from hwprobe.gguf_tensors import TensorInfo
 
 MAX_BLOCKS: Final = 512
 """Source: LLAMA_MAX_LAYERS in llama-hparams.h."""
+_MAX_EXPERTS: Final = 1024
+"""Why: the engine's own bound is 512 (LLAMA_MAX_EXPERTS in llama-hparams.h)."""
+_MAX_NUMBER: Final = 2**31 - 1
+"""Why: the engine keeps these numbers in int32_t."""
 TENSOR_ALIGNMENT_BYTES: Final = 32
 """Each weight is padded to this in its buffer. Source: TENSOR_ALIGNMENT in ggml-impl.h."""
 
@@ -141,7 +145,37 @@ class ModelProfile:
                     found=repr(value)[:80],
                 )
             made[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**made)
+        profile = cls(**made)
+        profile.check_sizes()
+        return profile
+
+    def check_sizes(self) -> None:
+        """Refuse sizes that contradict each other or that no file could have.
+
+        A record comes from elsewhere, and whoever reckons with it makes lists of its lengths.
+
+        Raises:
+            GgufError: a number is out of range, or a list has not one entry per block.
+        """
+        ranges = {
+            "block_count": (1, MAX_BLOCKS),
+            "embedding_length": (1, _MAX_NUMBER),
+            "context_length": (1, _MAX_NUMBER),
+            "sliding_window": (0, _MAX_NUMBER),
+            "expert_count": (0, _MAX_EXPERTS),
+            "expert_used_count": (0, _MAX_EXPERTS),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise _bad_record(name, f"from {low} to {high}", getattr(self, name))
+        for name in ("kv_heads", "block_bytes"):
+            if len(getattr(self, name)) != self.block_count:
+                expected = f"with one entry for each of {self.block_count} blocks"
+                raise _bad_record(name, expected, len(getattr(self, name)))
+        if any(block >= self.block_count for block in self.sliding_blocks):
+            raise _bad_record("sliding_blocks", "of blocks that exist", max(self.sliding_blocks))
+        if len(set(self.sliding_blocks)) != len(self.sliding_blocks):
+            raise _bad_record("sliding_blocks", "with each block once", len(self.sliding_blocks))
 
     def identity(self) -> tuple[tuple[str, str | int], ...]:
         """The facts that stand in the file itself and mean the same in every release.
@@ -187,8 +221,8 @@ def model_profile(header: GgufHeader) -> ModelProfile:
         merge_count=header.array_length("tokenizer.ggml.merges"),
         sliding_window=window,
         sliding_blocks=sliding,
-        expert_count=metadata.integer("expert_count", default=0, high=1024),
-        expert_used_count=metadata.integer("expert_used_count", default=0, high=1024),
+        expert_count=metadata.integer("expert_count", default=0, high=_MAX_EXPERTS),
+        expert_used_count=metadata.integer("expert_used_count", default=0, high=_MAX_EXPERTS),
         expert_feed_forward_length=metadata.integer("expert_feed_forward_length", default=0),
         recurrent_bytes=_recurrent_bytes(metadata, blocks),
         file_size_bytes=header.file_size_bytes,
@@ -210,7 +244,7 @@ class _Keys:
         return f"{self.architecture}.{suffix}"
 
     def integer(
-        self, suffix: str, *, default: int | None = None, low: int = 0, high: int = 2**31 - 1
+        self, suffix: str, *, default: int | None = None, low: int = 0, high: int = _MAX_NUMBER
     ) -> int:
         value = self.header.integer(self.key(suffix), default)
         if not low <= value <= high:
@@ -312,6 +346,10 @@ def _pooling(metadata: _Keys) -> str | None:
     if key not in metadata.header.metadata:
         return None
     return _POOLING.get(metadata.integer("pooling_type"), "none")
+
+
+def _bad_record(name: str, expected: str, found: int) -> GgufError:
+    return GgufError(offset=0, expected=f"a model profile with {name} {expected}", found=str(found))
 
 
 def _fits(annotation: str, value: object) -> bool:

@@ -124,6 +124,30 @@ def test_damaged_record_is_refused_by_field(name: str, value: object) -> None:
         ModelProfile.from_json(record)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("block_count", 0),
+        ("block_count", 2**53 - 1),
+        ("context_length", 0),
+        ("context_length", 2**31),
+        ("embedding_length", 0),
+        ("sliding_window", 2**31),
+        ("expert_count", 1025),
+        ("expert_used_count", 1025),
+        ("kv_heads", []),
+        ("kv_heads", [1] * 500),
+        ("block_bytes", []),
+        ("sliding_blocks", [512]),
+        ("sliding_blocks", [0, 0]),
+    ],
+)
+def test_record_whose_sizes_contradict_each_other_is_refused(name: str, value: object) -> None:
+    record = model_profile(read_header(DEMO)).to_json()
+    with pytest.raises(GgufError, match=name):
+        ModelProfile.from_json({**record, name: value})
+
+
 def test_record_without_a_field_is_refused_and_without_template_accepted() -> None:
     record = model_profile(read_header(DEMO)).to_json()
     del record["chat_template"]
