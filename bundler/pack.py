@@ -101,7 +101,7 @@ def pack(
     _clear_unfinished(request.directory)
     sink = Sink(request.directory / "blobs" / "sha256")
     try:
-        _make_directory(sink.directory)
+        _make_directory(request.out, sink.directory)
         manifest = _store(request, plan, recipe, sink, progress)
         payload = _finish(request, manifest, sink, progress)
     except BaseException:
@@ -295,7 +295,17 @@ def _read_back_envelope(path: Path, data: bytes) -> None:
             )
 
 
-def _make_directory(path: Path) -> None:
+def _make_directory(root: Path, path: Path) -> None:
+    """Make a directory below the medium's root.
+
+    Raises:
+        PackError: a directory on the way is a link: it may lead anywhere on this computer.
+        MediumError: it cannot be made.
+    """
+    below = path.relative_to(root)
+    for part in [*below.parents, below]:
+        if root / part != root and (root / part).is_symlink():
+            raise PackError(f"{root / part}: expected a directory, found a link")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

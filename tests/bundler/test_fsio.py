@@ -20,6 +20,17 @@ from bundler.format.errors import (
 )
 
 
+def test_a_link_planted_where_the_temporary_file_goes_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path = tmp_path / "file"
+    (tmp_path / f".file.{os.getpid()}.part").symlink_to(victim)
+    fsio.atomic_write(path, b"new")
+    assert victim.read_bytes() == b"precious"
+    assert path.read_bytes() == b"new"
+    assert not path.is_symlink()
+
+
 def test_a_file_is_replaced_whole_and_with_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -217,6 +218,18 @@ def test_a_medium_without_room_is_refused_before_anything_is_written(tmp_path: P
     assert not (tmp_path / "stick").exists()
     with pytest.raises(NoSpaceError):
         check_room(replace(plan, work_bytes=1 << 60), tmp_path / "stick", tmp_path / "work")
+
+
+@pytest.mark.parametrize("place", ["satchel", "satchel/main-000001", "satchel/main-000001/blobs"])
+def test_a_medium_whose_directories_lead_elsewhere_is_refused(tmp_path: Path, place: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "stick" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with contextlib.suppress(PackError):
+        run(request_for(tmp_path))
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

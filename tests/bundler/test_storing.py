@@ -12,7 +12,7 @@ from bundler.cutting import Cut
 from bundler.errors import PackError
 from bundler.format.chunks import decode_chunk
 from bundler.format.digest import Digest
-from bundler.format.errors import DamagedError, MissingBlobError
+from bundler.format.errors import DamagedError, MediumError, MissingBlobError
 from bundler.format.index import ChunkIndex, Filter, check_index, parse_index
 from bundler.format.manifest import Artifact, Encoding, GgufFacts
 from bundler.medium import Sink, read_back
@@ -163,6 +163,15 @@ def test_a_medium_that_gives_back_other_bytes_is_found(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(MissingBlobError):
         read_back(tmp_path, sink.written, lambda _: None)
+
+
+def test_a_link_planted_on_the_medium_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "part-1").symlink_to(victim)
+    with pytest.raises(MediumError):
+        Sink(tmp_path).put(b"data")
+    assert victim.read_bytes() == b"precious"
 
 
 def test_a_failed_file_is_taken_away(tmp_path: Path) -> None:
