@@ -65,12 +65,12 @@ def known_policy(catalogue: Catalogue) -> TrustPolicy:
     """What the site trusts, with the bundles of installed models counted as accepted.
 
     The counter moves after the last name; a crash in between would leave it behind, and an older
-    bundle would then be let in. The records of origin close that gap.
+    bundle would then be let in. The records of origin close that gap, also when such a model was
+    removed meanwhile.
     """
     policy = load_policy(catalogue.paths.trust)
-    for model in catalogue.list():
-        origin = model.provenance
-        if origin is None or origin.seq in policy.accepted.get(origin.channel, {}):
+    for origin in catalogue.origins():
+        if origin.seq in policy.accepted.get(origin.channel, {}):
             continue
         try:
             policy = policy.accept(origin.channel, origin.seq, Digest.parse(origin.statement))

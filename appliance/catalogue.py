@@ -84,6 +84,12 @@ class Catalogue:
         """Every usable model, newest first; `survey` also tells what is not usable."""
         return self.survey().models
 
+    def origins(self) -> tuple[Provenance, ...]:
+        """Where the usable models came from, and removed ones whose bundle is not counted yet."""
+        found = [model.provenance for model in self.list()]
+        found += [_origin(path) for path in self.paths.all_uncounted()]
+        return tuple(origin for origin in found if origin is not None)
+
     def names(self) -> tuple[ModelName, ...]:
         """Every name that has a manifest file, readable or not, in order.
 
@@ -108,7 +114,9 @@ class Catalogue:
             StoreCorruptError: its manifest or a file of it is damaged or missing.
             StoreAccessError: they cannot be read.
         """
-        if self.paths.reference(name).is_file():
+        with store_io(f"look for {name.short()}"):
+            is_here = self.paths.reference(name).is_file()
+        if is_here:
             return self._load(name)
         wanted = name.folded()
         for existing in self.names():
@@ -212,10 +220,14 @@ class Catalogue:
 
     def _provenance(self, digest: Digest) -> Provenance | None:
         """A damaged record of origin is no reason not to serve the model: it counts as none."""
-        try:
-            return parse_provenance(_read(self.paths.provenance(digest), MAX_MANIFEST_BYTES))
-        except (OSError, AppError):
-            return None
+        return _origin(self.paths.provenance(digest))
+
+
+def _origin(path: Path) -> Provenance | None:
+    try:
+        return parse_provenance(_read(path, MAX_MANIFEST_BYTES))
+    except (OSError, AppError):
+        return None
 
 
 def _walk(directory: Path, levels: int) -> Iterator[tuple[str, ...]]:

@@ -26,6 +26,9 @@ from hwprobe.errors import GgufError
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 
 _READ_BYTES = 1 << 20
+_MAX_LAYERS_BYTES = 64 << 20
+"""Bound on all small layers of a bundle together: they are held in memory until step 8. The same
+file may be named by many models, so what the medium holds bounds nothing."""
 
 
 def check_weights(path: Path, artifact: Artifact, variant: Variant) -> None:
@@ -70,6 +73,23 @@ def _digest_of_head(path: Path, size_bytes: int) -> Digest:
             hasher.update(part)
             left -= len(part)
     return Digest(hasher.hexdigest())
+
+
+def check_layers(manifest: Manifest) -> None:
+    """Refuse layers that would be too much to hold, before any of them is read.
+
+    Raises:
+        UnusableModelError: they are.
+    """
+    total = sum(
+        manifest.blob(layer.digest).size_bytes
+        for model in manifest.models
+        for layer in model.layers
+    )
+    if total > _MAX_LAYERS_BYTES:
+        raise UnusableModelError(
+            f"layers: expected at most {_MAX_LAYERS_BYTES} bytes in one bundle, found {total}"
+        )
 
 
 def read_layers(

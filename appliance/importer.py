@@ -108,7 +108,22 @@ def _admit(bundle: BundleDirectory, request: Request, site: Site) -> Admitted:
         version=site.version,
         allow_rollback=request.allow_rollback,
     )
+    warnings += tuple(_other_channels(verified.manifest, site.store))
     return Admitted(bundle=bundle, verified=verified, policy=policy, warnings=warnings)
+
+
+def _other_channels(manifest: Manifest, store: Store) -> Iterable[str]:
+    """Channels count each for itself: an old bundle of another one is no rollback, but looks so."""
+    for model in manifest.models:
+        try:
+            origin = store.resolve(model.name).provenance
+        except AppError:
+            continue
+        if origin is not None and origin.channel != manifest.bundle.channel:
+            yield (
+                f"{model.name.short()} came on channel {origin.channel}; "
+                f"this bundle is of channel {manifest.bundle.channel}"
+            )
 
 
 def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
@@ -131,6 +146,7 @@ def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
 def _plan(admitted: Admitted, wanted: Wanted, site: Site, observer: Observer) -> _Plan:
     # 6. Which variant, whether it is here already, its index, and room for it.
     manifest = admitted.manifest
+    gate.check_layers(manifest)
     choices = tuple(
         choose(model, site.machine, wish_for(site.config, model.name), wanted)
         for model in manifest.models
@@ -298,6 +314,7 @@ def _install(plan: _Plan, admitted: Admitted, site: Site, writer: StoreWriter) -
         write_receipt(site.store.paths.receipts, receipt)
         # Last of all: a crash before this makes the next import of the bundle say it all again.
         save_policy(site.store.paths.trust, after)
+        writer.counted()
     return receipt
 
 

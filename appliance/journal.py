@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import StoreAccessError
+from bundler.format.errors import BundleError
+from bundler.format.fsio import fsync_dir
 
 _FILE = "events.jsonl"
 
@@ -60,9 +62,12 @@ class Journal:
             raise StoreAccessError(
                 f"journal {self._path}: cannot be written: {error.strerror}"
             ) from error
+        except BundleError as error:
+            raise StoreAccessError(f"journal {self._path}: cannot be written: {error}") from error
         return event
 
     def _append(self, line: bytes) -> None:
+        is_new = not self._path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(self._path, flags, 0o640)
         try:
@@ -75,6 +80,8 @@ class Journal:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if is_new:
+            fsync_dir(self._path.parent)
 
     def events(self) -> tuple[Event, ...]:
         """Everything recorded, oldest first; lines that a crash cut short are left out."""

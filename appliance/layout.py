@@ -7,7 +7,8 @@
     satchel/staging/                                what is being written; never part of a model
     satchel/journal/                                what happened, see `appliance.journal`
     satchel/provenance/sha256-<manifest hex>.json   where a model came from
-    satchel/trust/                                  keys, and what was accepted before
+    satchel/trust/                                  keys, and what was accepted before; origins of
+                                                    removed models that are not counted yet
     satchel/lock                                    held by whoever writes
 
 Paths are made of validated digests and names only.
@@ -62,6 +63,14 @@ class Paths:
     def trust(self) -> Path:
         """Durable state of the trust policy."""
         return self.root / "satchel" / "trust"
+
+    def uncounted(self, manifest: Digest) -> Path:
+        """The record of origin of a model that was removed before its bundle was counted."""
+        return self.trust / f"uncounted-{manifest.hex}.json"
+
+    def all_uncounted(self) -> tuple[Path, ...]:
+        """Every such record that is there."""
+        return tuple(sorted(self.trust.glob("uncounted-*.json")))
 
     @property
     def lock(self) -> Path:

@@ -84,7 +84,10 @@ def last_receipt(directory: Path) -> tuple[int, str]:
     with store_io("read the receipts"):
         if not directory.is_dir():
             return 0, ""
-        numbers = [int(m[1]) for entry in directory.iterdir() if (m := _NAME.fullmatch(entry.name))]
+        names = (entry.name for entry in directory.iterdir())
+        numbers = [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+        # A file with needless zeros is not one that we wrote.
+        numbers = [number for number in numbers if _path(directory, number).is_file()]
         if not numbers:
             return 0, ""
         newest = max(numbers)

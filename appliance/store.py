@@ -21,7 +21,8 @@ from pathlib import Path
 from appliance.catalogue import Catalogue, StoreFault, Survey
 from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
 from appliance.journal import Journal
-from appliance.model import Provenance, parse_image
+from appliance.model import Provenance, parse_image, parse_provenance
+from appliance.trust import load_policy
 from bundler.format import fsio
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.name import ModelName
@@ -101,7 +102,7 @@ class StoreWriter:
             for directory in self._paths.directories():
                 for temporary in directory.glob(_TEMPORARY):
                     temporary.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        with store_io("read a manifest that was set aside"), contextlib.suppress(FileNotFoundError):
             self._retire(self._former.read_bytes())
 
     def put(self, data: bytes) -> Digest:
@@ -219,7 +220,7 @@ class StoreWriter:
 
     def _retire(self, former: bytes | None) -> int:
         """Remove what only this manifest used, and then the manifest that was set aside."""
-        freed_bytes = 0 if former is None else self.release(former)
+        freed_bytes = 0 if former is None else self.release(former, keep_origin=True)
         with store_io("remove a former manifest"):
             self._former.unlink(missing_ok=True)
         return freed_bytes
@@ -230,8 +231,13 @@ class StoreWriter:
         except AppError:
             return None
 
-    def release(self, manifest: bytes) -> int:
+    def release(self, manifest: bytes, *, keep_origin: bool = False) -> int:
         """Remove what only this manifest used, unless some other manifest cannot be read.
+
+        Args:
+            manifest: the manifest file that has lost its name, or never got it.
+            keep_origin: remember where it came from until its bundle is counted: an older one
+                must not come in because an import crashed and its model was then removed.
 
         Returns:
             Bytes freed.
@@ -247,9 +253,35 @@ class StoreWriter:
             return 0
         freed = self._unlink_blobs(part for part in gone.parts if part.digest not in needed)
         if manifest not in left:
-            with store_io("remove a record of provenance"):
-                self._paths.provenance(Digest.of(manifest)).unlink(missing_ok=True)
+            self._forget_origin(Digest.of(manifest), keep=keep_origin)
         return freed
+
+    def _forget_origin(self, manifest: Digest, *, keep: bool) -> None:
+        record = self._paths.provenance(manifest)
+        with store_io("remove a record of provenance"):
+            if keep and record.is_file() and not self._is_counted(record):
+                # A rename needs no room: removing must work on a full disk.
+                record.replace(self._paths.uncounted(manifest))
+                fsio.fsync_dir(self._paths.trust)
+            record.unlink(missing_ok=True)
+
+    def _is_counted(self, record: Path) -> bool:
+        """Whether the policy knows of the bundle; what says nothing needs no counting."""
+        try:
+            origin = parse_provenance(record.read_bytes())
+            return origin.seq in load_policy(self._paths.trust).accepted.get(origin.channel, {})
+        except AppError:
+            return False
+
+    def counted(self) -> None:
+        """Drop what was kept for counting: the policy that was just written knows it.
+
+        Raises:
+            StoreAccessError: a file cannot be removed.
+        """
+        with store_io("remove a record of provenance"):
+            for record in self._paths.all_uncounted():
+                record.unlink(missing_ok=True)
 
     def _unlink_blobs(self, parts: Iterable[Descriptor]) -> int:
         freed = 0
@@ -290,5 +322,7 @@ def _make_directory(path: Path) -> None:
     """Create a directory and make its name durable; parents of the root are made too."""
     if path.is_dir():
         return
-    path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    # One by one: pathlib would leave the mode of parents to the umask alone.
+    _make_directory(path.parent)
+    path.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
     fsio.fsync_dir(path.parent)

@@ -83,8 +83,11 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
             wish = wish_for(site.config, model.name)
             choices.append(choose(model, site.machine, wish, request.wanted))
             observer.chosen(choices[-1])
-        with _collecting(findings):
-            gate.read_layers(bundle, admitted.manifest, model)
+    with _collecting(findings):
+        gate.check_layers(admitted.manifest)
+        for model in admitted.manifest.models:
+            with _collecting(findings):
+                gate.read_layers(bundle, admitted.manifest, model)
     _check_blobs(admitted, findings)
     checked = sum(
         _check_artifact(admitted, artifact, observer, findings)
