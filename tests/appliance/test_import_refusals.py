@@ -247,6 +247,11 @@ def test_bundle_for_a_newer_release_is_refused(desk: Desk) -> None:
     refused(desk, bundle.write(desk.medium), UnsupportedError, 10)
 
 
+def test_bundle_for_an_older_release_comes_in(desk: Desk) -> None:
+    bundle = forge().with_manifest(requires=Requires(appliance="0.1.0"))
+    assert desk.carry(bundle).changed
+
+
 def test_bundle_for_another_site_is_refused(desk: Desk) -> None:
     bundle = forge().with_bundle(audience=("site-0007",))
     refused(desk, bundle.write(desk.medium), WrongSiteError, 11)
@@ -457,6 +462,50 @@ def test_signed_file_that_is_no_gguf_is_refused(desk: Desk) -> None:
 def test_signed_file_unlike_its_signed_profile_is_refused(desk: Desk) -> None:
     bundle = _raw(tiny_model(1, "F16"))
     refused(desk, bundle.write(desk.medium), UnusableModelError, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("architecture", "llama4"),
+        ("parameter_count", 1),
+        ("embedding_length", 1),
+        ("context_length", 1),
+        ("vocabulary_size", 1),
+        ("file_size_bytes", 1),
+    ],
+)
+def test_signed_profile_that_differs_in_one_fact_is_refused(
+    desk: Desk, name: str, value: Any
+) -> None:
+    """The facts of the artifact are true here, so only the profile can tell."""
+    bundle = forge().edited(
+        lambda s: s["predicate"]["models"][0]["variants"][0]["profile"].update({name: value})
+    )
+    error = refused(desk, bundle.write(desk.medium), UnusableModelError, 10)
+    assert f"{name}: expected {value!r} as signed" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tensors", 1),
+        ("architecture", "llama4"),
+        ("metadata_digest", str(Digest.of(b"another header"))),
+    ],
+)
+def test_signed_facts_that_differ_from_the_header_are_refused(
+    desk: Desk, name: str, value: Any
+) -> None:
+    """The profile is true here, so only the facts of the artifact can tell."""
+    bundle = forge().edited(lambda s: s["predicate"]["artifacts"][0]["gguf"].update({name: value}))
+    error = refused(desk, bundle.write(desk.medium), UnusableModelError, 10)
+    assert "behind the signed header" in str(error)
+
+
+def test_artifact_without_facts_is_held_to_the_profile_alone(desk: Desk) -> None:
+    bundle = forge().edited(lambda s: s["predicate"]["artifacts"][0].update(gguf=None))
+    assert desk.take(bundle.write(desk.medium)).changed
 
 
 def test_signed_profile_of_another_kind_is_refused(desk: Desk) -> None:

@@ -96,7 +96,7 @@ def test_policy_reads_back_as_it_was_written(tmp_path: Path) -> None:
     [
         b"",
         b"{}",
-        b'{"version":2}',
+        b'{"version":2,"threshold":1,"keys":[],"revoked":[],"accepted":{}}',
         b'{"version":1,"threshold":0,"keys":[],"revoked":[],"accepted":{}}',
         b'{"version":1,"threshold":true,"keys":[],"revoked":[],"accepted":{}}',
         b'{"version":1,"threshold":1,"keys":[{}],"revoked":[],"accepted":{}}',

@@ -70,6 +70,29 @@ def changed(place: int, **fields: Any) -> ChunkIndex:
             ),
             "seg_off",
         ),
+        (
+            replace(
+                INDEX, segments=(replace(INDEX.segments[0], size_bytes=0), *INDEX.segments[1:])
+            ),
+            "segments[0].size",
+        ),
+        (
+            replace(
+                INDEX,
+                segments=(replace(INDEX.segments[0], size_bytes=4 << 30), *INDEX.segments[1:]),
+            ),
+            "segments[0].size",
+        ),
+        (
+            changed(
+                1,
+                codec=Codec.RAW,
+                filter=Filter.NONE,
+                stored_len=INDEX.records[1].plain_len - 1,
+                stored_digest=INDEX.records[1].plain_digest,
+            ),
+            "records[1].stored_len",
+        ),
         (changed(1, plain_off=0), "records[1].plain_off"),
         (changed(1, plain_len=0), "records[1].plain_len"),
         (changed(1, stored_len=0), "records[1].stored_len"),

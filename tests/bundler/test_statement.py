@@ -50,6 +50,50 @@ def refused(edit: Edit) -> ManifestError:
     [
         (lambda p: p.pop("totals"), "predicate.totals"),
         (lambda p: p.update(more=1), "predicate.more"),
+        (lambda p: p["format"].update(version=0), "predicate.format.version"),
+        (lambda p: p["format"].update(min_reader=0), "predicate.format.min_reader"),
+        (lambda p: p["format"].update(critical=["x"] * 1025), "predicate.format.critical"),
+        (lambda p: p["bundle"].update(audience=["x"] * 1025), "predicate.bundle.audience"),
+        (
+            lambda p: p["requires"].update(objects=[{"digest": DIGEST, "size": 0}]),
+            "predicate.requires.objects[0].size",
+        ),
+        (lambda p: p["models"][0].update(family="a b"), "predicate.models[0].family"),
+        (
+            lambda p: p["models"][0].update(layers=p["models"][0]["layers"][1:2] * 1025),
+            "predicate.models[0].layers",
+        ),
+        (
+            lambda p: p["models"][0]["variants"][0].update(adapters=[DIGEST] * 1025),
+            "predicate.models[0].variants[0].adapters",
+        ),
+        (
+            lambda p: p["models"][0]["evidence"].update(
+                source={"uri": "u" * 2049, "revision": "", "digest": None}
+            ),
+            "predicate.models[0].evidence.source.uri",
+        ),
+        (lambda p: p.update(artifacts=p["artifacts"] * 2049), "predicate.artifacts"),
+        (lambda p: p["artifacts"][0]["index"].update(size=0), "predicate.artifacts[0].index.size"),
+        (
+            lambda p: p["artifacts"][0]["segments"][0].update(volume=0),
+            "predicate.artifacts[0].segments[0].volume",
+        ),
+        (
+            lambda p: p["artifacts"][0].update(
+                parity={"scheme": "pq-2", "group": 0, "index": {}, "segments": []}
+            ),
+            "predicate.artifacts[0].parity.group",
+        ),
+        (
+            lambda p: p.update(
+                encryption={
+                    "scheme": "s",
+                    "recipients": [{"site": "s", "kem": "A b", "enc": "", "wrapped": ""}],
+                }
+            ),
+            "predicate.encryption.recipients[0].kem",
+        ),
         (lambda p: p["bundle"].update(seq=0), "predicate.bundle.seq"),
         (lambda p: p["bundle"].update(seq=True), "predicate.bundle.seq"),
         (lambda p: p["bundle"].update(seq="1"), "predicate.bundle.seq"),
@@ -192,6 +236,16 @@ def test_what_is_no_statement_is_refused(edit: Edit) -> None:
 def test_a_feature_of_a_later_release_is_refused_as_unsupported(edit: Edit) -> None:
     with pytest.raises(UnsupportedError):
         parse_manifest(predicate(edit).payload())
+
+
+def test_a_reserved_kind_without_models_is_unsupported_not_malformed() -> None:
+    def edit(p: dict[str, Any]) -> None:
+        p["bundle"]["kind"] = "trust"
+        p.update(models=[], artifacts=[], blobs=[], totals={"stored": 0, "plain": 0})
+
+    bundle = predicate(edit).edited(lambda statement: statement.update(subject=[]))
+    with pytest.raises(UnsupportedError, match="kind trust"):
+        parse_manifest(bundle.payload())
 
 
 def test_parity_is_refused_as_unsupported() -> None:
