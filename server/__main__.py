@@ -136,8 +136,12 @@ def _run(
         keys=keys,
     )
 
+    was_there = store.paths.root.is_dir()
+
     def readiness() -> tuple[str, ...]:
         reasons = ["the server is stopping"] if listener.stopping else []
+        if was_there and not store.paths.root.is_dir():
+            reasons.append("the store is no longer there")
         try:
             store.names()
         except AppError:
@@ -176,6 +180,8 @@ def _run(
         draining.join()
     finally:
         listener.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second one must not make this end a failure
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

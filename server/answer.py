@@ -178,7 +178,7 @@ class Answerer:
         return model
 
     def _unload(self, model: ServedModel) -> FinishChunk:
-        self._scheduler.unload(self._planner.key(model))
+        self._scheduler.unload(model.key)
         return FinishChunk(reason=FinishReason.UNLOAD, usage=Usage())
 
     def _task(self, model: ServedModel, request: RequestOptions, started_s: float) -> _Task:

@@ -59,6 +59,12 @@ class ServedModel:
     installed: InstalledModel
     traits: Traits
 
+    @property
+    def key(self) -> str:
+        """What a runner is shared by: the weights and the adapters."""
+        adapters = (path.name for path in self.installed.adapters)
+        return "+".join((self.installed.model_path.name, *adapters))
+
     def can(self, capability: str) -> bool:
         """Whether the model has this capability, in Ollama's words."""
         return capability in self.traits.capabilities

@@ -103,11 +103,6 @@ class Planner:
         self._config = config
         self._machines = machines
 
-    def key(self, model: ServedModel) -> str:
-        """What a runner is shared by: the weights and the adapters."""
-        adapters = (path.name for path in model.installed.adapters)
-        return "+".join((model.installed.model_path.name, *adapters))
-
     def demand(
         self, model: ServedModel, load: LoadOptions, *, keep_alive_s: float | None
     ) -> Demand:
@@ -125,7 +120,7 @@ class Planner:
         wish = self._wish(model, load)
         return Demand(
             name=model.installed.name.short(),
-            key=self.key(model),
+            key=model.key,
             plan=lambda reserved: self._plan(model, wish, reserved),
             model_path=model.installed.model_path,
             adapters=tuple((str(path), 1.0) for path in model.installed.adapters),

@@ -87,7 +87,7 @@ class Ps:
         return self._now_ns() + round((model.expires_at_s - self._now_s()) * NS_PER_S)
 
     def _entry(self, model: LoadedModel, expires_ns: int) -> Json:
-        found = self._find(model.name)
+        found = self._find(model)
         return {
             "name": model.name,
             "model": model.name,
@@ -99,12 +99,16 @@ class Ps:
             "context_length": model.num_ctx,
         }
 
-    def _find(self, name: str) -> ServedModel | None:
-        """The model if it is still installed and whole; one in memory is listed either way."""
+    def _find(self, model: LoadedModel) -> ServedModel | None:
+        """The model if it is still installed and whole; one in memory is listed either way.
+
+        Its name may stand for other weights by now, which are not those in memory.
+        """
         try:
-            return self._catalogue.find(ModelName.parse(name))
+            found = self._catalogue.find(ModelName.parse(model.name))
         except ServerError:
             return None
+        return found if found is not None and found.key == model.key else None
 
 
 class Show:

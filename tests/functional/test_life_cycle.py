@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bundler.format.name import ModelName
 from server.access import parse_keys
 from server.errors import ServerError
 from server.listener import bind, bind_unix, inherited_sockets, threads_needed
@@ -68,6 +69,17 @@ def test_ps_shows_what_is_in_memory(tmp_path: Path) -> None:
         server.post("/api/chat", model="tiny", messages=[], keep_alive=-1)
         (model,) = ps(server)
         assert int(model["expires_at"][:4]) >= year + 292
+
+
+def test_replaced_model_is_not_shown_for_the_one_in_memory(tmp_path: Path) -> None:
+    with LiveServer(tmp_path) as server:
+        server.post("/api/chat", model="tiny", messages=[])
+        put_model(server.store, "tiny", tmp_path, header={"general.basename": "newer"})
+        (old,) = ps(server)
+        assert (old["name"], old["digest"], old["details"]) == ("tiny:latest", "", {})
+        server.post("/api/chat", model="tiny", messages=[])
+        shown = sorted(model["digest"] for model in ps(server))
+        assert shown == ["", server.store.resolve(ModelName.parse("tiny")).digest.hex]
 
 
 @pytest.mark.parametrize("keep_alive", [0, "0", "0s", 0.0])

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,6 +140,25 @@ def test_interrupt_ends_it_as_well(tmp_path: Path) -> None:
         assert ask(port, "GET", "/api/tags") == (200, b'{"models":[]}')
         child.send_signal(signal.SIGINT)
         assert child.wait(30) == 0
+
+
+def test_signals_that_keep_coming_do_not_make_the_end_a_failure(tmp_path: Path) -> None:
+    with serving("--port", "0", "--store", str(tmp_path)) as (child, _):
+        while child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert child.returncode == 0
+
+
+def test_server_whose_store_goes_away_is_not_ready(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with serving("--port", "0", "--store", str(store)) as (_, port):
+        assert ask(port, "GET", "/readyz")[0] == 200
+        store.rename(tmp_path / "away")
+        status, data = ask(port, "GET", "/readyz")
+        assert (status, json.loads(data)["reasons"]) == (503, ["the store is no longer there"])
+        assert ask(port, "GET", "/healthz")[0] == 200
 
 
 def test_port_in_use_is_one_line_and_a_hint(tmp_path: Path) -> None:

@@ -64,12 +64,11 @@ def test_what_nobody_asks_for_is_left_to_placement(tmp_path: Path, model: Served
     assert placement.settings.threads >= 1
 
 
-def test_models_with_the_same_weights_share_a_key(tmp_path: Path, model: ServedModel) -> None:
-    plan = planner(tmp_path)
+def test_models_with_the_same_weights_share_a_key(model: ServedModel) -> None:
     other = replace(model, installed=replace(model.installed, system="another"))
-    assert plan.key(model) == plan.key(other)
+    assert model.key == other.key
     adapted = replace(model, installed=replace(model.installed, adapters=(Path("/x/lora"),)))
-    assert plan.key(model) != plan.key(adapted)
+    assert model.key != adapted.key
 
 
 def test_reserved_memory_is_not_planned_with(tmp_path: Path, model: ServedModel) -> None:
