@@ -280,8 +280,7 @@ def _sockets(config: Config, keys: Keys, environ: Mapping[str, str]) -> tuple[_S
         listen_pid=environ.get("LISTEN_PID", ""), listen_fds=environ.get("LISTEN_FDS", "")
     )
     for sock in inherited:
-        if not _is_loopback(sock):
-            refuse_public_without_keys(str(sock.getsockname()[0]), keys)
+        _refuse_public(sock, keys)
     local = tuple(sock for sock in inherited if sock.family == socket.AF_UNIX)
     main = tuple(sock for sock in inherited if sock.family != socket.AF_UNIX)
     if inherited and not main:
@@ -289,9 +288,19 @@ def _sockets(config: Config, keys: Keys, environ: Mapping[str, str]) -> tuple[_S
     if not main:
         refuse_public_without_keys(config.server.host, keys)
         main = (bind(config.server.host, config.server.port),)
+        _refuse_public(main[0], keys)  # names may stand for other addresses than they should
     if not local and config.server.admin_socket is not None:
         local = (bind_unix(config.server.admin_socket),)
     return main, local
+
+
+def _refuse_public(sock: socket.socket, keys: Keys) -> None:
+    if not _is_loopback(sock):
+        try:
+            refuse_public_without_keys(str(sock.getsockname()[0]), keys)
+        except ServerError:
+            sock.close()
+            raise
 
 
 def _is_loopback(sock: socket.socket) -> bool:

@@ -17,11 +17,15 @@ from typing import IO, Any
 
 import pytest
 
+from appliance.config import Config
 from appliance.layout import Paths
 from appliance.model import CONFIG_MEDIA, LAYER_MEDIA, encode_image
 from appliance.store import Store
 from bundler.format.digest import Descriptor
 from bundler.format.name import ModelName
+from server.__main__ import _sockets
+from server.access import Keys
+from server.errors import ServerError
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
 CHAT = {
@@ -237,3 +241,18 @@ def test_version_is_told() -> None:
     ended = run("--version")
     assert ended.returncode == 0
     assert ended.stdout.startswith("satchel-server ")
+
+
+def test_name_that_stands_for_another_address_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a resolver asks the network for ``*.localhost``."""
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, None, 0, "", ("0.0.0.0", 0))]
+    )
+    config = Config.load(
+        environ={},
+        flags={"server.host": "x.localhost", "server.port": 0, "store.path": str(tmp_path)},
+    )
+    with pytest.raises(ServerError, match=r"listening on 0\.0\.0\.0 lets other machines in"):
+        _sockets(config, Keys(), {})
