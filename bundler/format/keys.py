@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from bundler.format.errors import KeyFileError
+from bundler.format.pkcs8 import encrypted_pem
 
 KeyId = NewType("KeyId", str)
 """64 lower-case hexadecimal digits."""
@@ -172,13 +173,13 @@ class SigningKey:
         """
         if passphrase == b"":
             raise KeyFileError("passphrase: expected at least one character, found none")
-        return self._key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(passphrase)
-            if passphrase
-            else serialization.NoEncryption(),
-        )
+        if passphrase is None:
+            return self._plain(serialization.Encoding.PEM)
+        return encrypted_pem(self._plain(serialization.Encoding.DER), passphrase)
+
+    def _plain(self, encoding: serialization.Encoding) -> bytes:
+        plain = serialization.NoEncryption()
+        return self._key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
 
     @property
     def public_key(self) -> PublicKey:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import pickle
 import re
@@ -33,6 +34,26 @@ def test_a_private_key_is_read_back_with_its_passphrase(passphrase: bytes | None
     pem = KEY.dump(passphrase)
     assert SigningKey.load(pem, passphrase).public_key == KEY.public_key
     assert (b"ENCRYPTED" in pem) == (passphrase is not None)
+
+
+def test_the_passphrase_of_a_key_file_is_slow_to_guess() -> None:
+    der = base64.b64decode(b"".join(KEY.dump(b"pass").splitlines()[1:-1]))
+    rounds = re.search(
+        rb"\x02\x03(...)\x30\x0c\x06\x08\x2a\x86\x48\x86\xf7\x0d\x02\x09", der, re.DOTALL
+    )
+    assert rounds is not None
+    assert int.from_bytes(rounds[1]) >= 600_000
+    assert KEY.dump(b"pass") != KEY.dump(b"pass")
+
+
+def test_openssl_reads_an_encrypted_key(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    path = tmp_path / "encrypted.key"
+    path.write_bytes(KEY.dump(b"pass"))
+    command = ["openssl", "pkey", "-in", str(path), "-passin", "pass:pass", "-pubout"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert PublicKey.parse(done.stdout) == KEY.public_key
 
 
 def test_a_passphrase_for_an_open_key_is_ignored() -> None:
