@@ -127,3 +127,11 @@ def test_parents_of_a_new_store_are_not_left_to_the_umask(tmp_path: Path) -> Non
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_name_that_cannot_be_set_is_said_and_leaves_no_files(desk: Desk) -> None:
+    (desk.store.paths.manifests / "registry.ollama.ai").write_bytes(b"a file where hosts go")
+    before = snapshot(desk.store.paths.root)
+    with pytest.raises(StoreError, match="manifest"):
+        desk.carry(forge(layers=[("license", b"MIT")]))
+    assert snapshot(desk.store.paths.root) == before

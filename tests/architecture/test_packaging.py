@@ -18,7 +18,7 @@ PACKAGES = ("hwprobe", "bundler", "appliance", "server")
 OWNERS = {
     "psutil": {"hwprobe.inventory.cpu"},
     "pynvml": {"hwprobe.inventory.nvidia"},
-    "cryptography": {"bundler.format.keys"},
+    "cryptography": {"bundler.format.keys", "bundler.format.pkcs8"},
     "zstandard": {"bundler.format.chunks"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "waitress": {"server.listener"},
