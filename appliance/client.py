@@ -32,39 +32,37 @@ class Client:
     api_key: str = ""
     timeout_s: float | None = None
 
-    def get(self, path: str) -> Any:
-        """GET a JSON document.
+    def get(self, path: str) -> dict[str, Any]:
+        """GET a JSON object.
 
         Raises:
             ServerUnreachableError: nothing answers.
-            ServerRefusedError: the server answered with an error, or not with JSON.
+            ServerRefusedError: the server answered with an error, or not with a JSON object.
         """
         with self._call("GET", path, None) as response:
-            return _decode(response.read(_MAX_ANSWER_BYTES), response.status)
+            return _decode(_read(response), response.status)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST a JSON document and read one back; raises as `get`."""
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """POST a JSON object and read one back; raises as `get`."""
         with self._call("POST", path, body) as response:
-            return _decode(response.read(_MAX_ANSWER_BYTES), response.status)
+            return _decode(_read(response), response.status)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """POST a JSON document and yield each line of the answer as it arrives.
 
         Closing the iterator closes the connection, which stops the answer. Raises as `get`, also
-        between lines: an ``error`` line ends the stream.
+        between lines: an ``error`` line ends the stream, and an answer without its last line,
+        the one that is ``done``, has broken off.
         """
+        done = False
         with self._call("POST", path, body) as response:
-            while line := self._line(response):
+            while line := _line(response):
                 if line.strip():
-                    yield _decode(line, response.status)
-
-    def _line(self, response: http.client.HTTPResponse) -> bytes:
-        try:
-            return response.readline(_MAX_ANSWER_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerUnreachableError(
-                "the connection to the satchel server broke off", hint="see the server's log"
-            ) from error
+                    row = _decode(line, response.status)
+                    done = bool(row.get("done"))
+                    yield row
+        if not done:
+            raise _broken_off()
 
     @contextmanager
     def _call(
@@ -88,7 +86,7 @@ class Client:
                 ) from error
             with response:
                 if response.status != http.client.OK:
-                    _decode(response.read(_MAX_ANSWER_BYTES), response.status)
+                    _decode(_read(response), response.status)
                 yield response
         finally:
             connection.close()
@@ -100,17 +98,39 @@ class Client:
         return http.client.HTTPConnection(host, self.address.port, timeout=self.timeout_s)
 
 
-def _decode(data: bytes, status: int) -> Any:
-    """One JSON answer; an ``error`` in it, or a status other than 200, is raised."""
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(_MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _broken_off() from error
+
+
+def _line(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.readline(_MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _broken_off() from error
+
+
+def _broken_off() -> ServerUnreachableError:
+    return ServerUnreachableError(
+        "the connection to the satchel server broke off", hint="see the server's log"
+    )
+
+
+def _decode(data: bytes, status: int) -> dict[str, Any]:
+    """One JSON object; an ``error`` in it, or a status other than 200, is raised."""
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found = data[:80].decode(errors="replace").strip()
         raise ServerRefusedError(
             f"the server answered {status} and no JSON: {found!r}", status=status
         ) from error
     if isinstance(value, dict) and value.get("error"):
         raise ServerRefusedError(str(value["error"]), status=status)
+    if not isinstance(value, dict):
+        raise ServerRefusedError(f"the server answered {status} and no JSON object", status=status)
     if status != http.client.OK:
         raise ServerRefusedError(f"the server answered {status}", status=status)
     return value

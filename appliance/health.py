@@ -81,8 +81,9 @@ def check_server(client: Client) -> Check:
         answer = client.get("/api/version")
     except AppError as error:
         return Check(name="server", level=Level.CRITICAL, text=str(error))
-    shown = answer.get("version", "?") if isinstance(answer, dict) else "?"
-    return Check(name="server", level=Level.OK, text=f"answers as version {shown}")
+    return Check(
+        name="server", level=Level.OK, text=f"answers as version {answer.get('version', '?')}"
+    )
 
 
 def worst(checks: Iterable[Check]) -> Level:

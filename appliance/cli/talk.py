@@ -105,10 +105,12 @@ def ps_command(
 ) -> None:
     """Show the models in memory, where they lie, and until when."""
     answer = server(load_config(config, None), host).get("/api/ps")
+    listed = answer.get("models")
     models = [
         model
-        for model in answer.get("models", [])
-        if str(model.get("name", "")).lower().startswith(prefix.strip().lower())
+        for model in (listed if isinstance(listed, list) else ())
+        if isinstance(model, dict)
+        and str(model.get("name", "")).lower().startswith(prefix.strip().lower())
     ]
     if json_:
         print_json({"models": models})
@@ -119,16 +121,21 @@ def ps_command(
 
 
 def _ps_row(model: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
-    size, vram = int(model.get("size", 0)), int(model.get("size_vram", 0))
+    size, vram = _count(model, "size"), _count(model, "size_vram")
     until = _time(str(model.get("expires_at", "")))
     return (
-        str(model.get("name", "")),
-        str(model.get("digest", "")).removeprefix("sha256:")[:12],
+        human.printable(str(model.get("name", ""))),
+        human.printable(str(model.get("digest", ""))).removeprefix("sha256:")[:12],
         human.size(size),
         human.processor(size, vram),
-        str(model.get("context_length", "")),
+        human.printable(str(model.get("context_length", ""))),
         "Stopping..." if until is not None and until < now_s else human.moment(until, now_s=now_s),
     )
+
+
+def _count(model: Mapping[str, Any], name: str) -> int:
+    value = model.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def _time(text: str) -> float | None:

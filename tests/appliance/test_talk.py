@@ -211,10 +211,37 @@ def test_answer_that_is_no_json_is_refused(answer: bytes) -> None:
 
 
 def test_answer_that_breaks_off_is_said() -> None:
-    with asked([(200, b"")]) as server:
-        assert list(Client(address=server.address).stream("/api/generate", {})) == []
+    for part in (b"", lines({"response": "The", "done": False})):
+        with asked([(200, part)]) as server:
+            rows = Client(address=server.address).stream("/api/generate", {})
+            with pytest.raises(ServerUnreachableError, match="broke off"):
+                list(rows)
     with pytest.raises(ServerUnreachableError):
         Client(address=server.address).get("/api/version")
+
+
+def test_half_an_answer_is_a_failure() -> None:
+    with asked([(200, lines({"response": "The", "done": False}))]) as server:
+        done = satchel(server, "run", "demo", "Why")
+    assert done.returncode == 1
+    assert done.stdout.startswith("The")
+    assert "broke off" in done.stderr
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"5", b"null", b"[" * 100_000])
+def test_answer_that_is_no_object_is_refused(answer: bytes) -> None:
+    with answering([(200, answer)]) as address, pytest.raises(ServerRefusedError, match="no JSON"):
+        Client(address=address).get("/api/ps")
+
+
+def test_ps_of_a_strange_server_is_shown_without_steering_the_terminal() -> None:
+    strange = {"name": "a\x1b]0;x\x07", "size": "big", "size_vram": None, "expires_at": "soon"}
+    answers = [{"models": None}, {"models": ["x"]}, {"models": [strange]}]
+    with asked([(200, json.dumps(answer).encode()) for answer in answers]) as server:
+        shown = [satchel(server, "ps") for _ in answers]
+    assert [done.returncode for done in shown] == [0, 0, 0]
+    assert "\x1b" not in shown[2].stdout
+    assert "a\ufffd]0;x\ufffd" in shown[2].stdout
 
 
 def test_conversation_in_a_terminal() -> None:
