@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from server.errors import LoadFailedError, RunnerCrashedError
@@ -372,8 +373,9 @@ class Runner:
                 self._child.kill("it closed its socket")
             self._child.wait()
         self._child.read_log(LAST_WORDS_S)
+        folder = f"{Path(self.load.model_path).parent}/"  # clients need not know where it lies
         with self._state:
-            self._epitaph = STOPPED if self._stopping else self._child.obituary()
+            self._epitaph = STOPPED if self._stopping else self._child.obituary(hide=folder)
             streams, self._streams = self._streams, {}
             calls, self._calls = self._calls, {}
             tell = None if self._stopping else self._on_exit

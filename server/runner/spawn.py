@@ -97,8 +97,11 @@ class Child:
         """Wait until everything it printed has been read."""
         self._keeper.join(timeout_s)
 
-    def obituary(self) -> str:
-        """How it ended, in one line, with the last line it printed. Only after `wait`."""
+    def obituary(self, *, hide: str) -> str:
+        """How it ended, in one line, with the last line it printed less ``hide``.
+
+        Only after `wait`.
+        """
         code = self._process.returncode
         if self._killed_because:
             how = f"was killed: {self._killed_because}"
@@ -106,7 +109,7 @@ class Child:
             how = f"was killed by {_signal_name(-code)}"
         else:
             how = f"ended with exit code {code}"
-        last = f": {self._lines[-1]}" if self._lines else ""
+        last = f": {self._lines[-1].replace(hide, '')}" if self._lines else ""
         return f"the model's runner {how}{last}"
 
     def _keep_log(self) -> None:

@@ -162,6 +162,15 @@ def test_crash_mid_stream_is_the_last_line_and_the_next_request_is_served(tmp_pa
         assert server.lines("/api/chat", **CHAT)[0]["message"]["content"] == "fine"
 
 
+def test_crash_mid_stream_does_not_tell_where_the_store_lies(tmp_path: Path) -> None:
+    with LiveServer(tmp_path) as server:
+        path = server.store.resolve(ModelName.parse("tiny")).model_path
+        server.say(words=["a ", "b "], crash_after_steps=2, last_words=f"cannot read {path}")
+        *_, last = server.lines("/api/chat", **CHAT)
+        assert last["error"].endswith(f"cannot read {path.name}")
+        assert str(tmp_path) not in last["error"]
+
+
 def test_crash_mid_stream_is_an_error_event_before_done(tmp_path: Path) -> None:
     with LiveServer(tmp_path, script={"words": ["a ", "b "], "crash_after_steps": 2}) as server:
         _, data = server.ask("POST", "/v1/chat/completions", {**CHAT, "stream": True})
