@@ -294,9 +294,10 @@ def _install(plan: _Plan, admitted: Admitted, site: Site, writer: StoreWriter) -
         for data in (planned.config, *(data for _, data in planned.layers)):
             writer.put(data)
     if changed:
-        for planned in plan.names:
-            origin = _provenance(planned, admitted, site)
-            writer.point(planned.name, planned.manifest, provenance=origin)
+        with writer.promising(planned.manifest for planned in plan.names):
+            for planned in plan.names:
+                origin = _provenance(planned, admitted, site)
+                writer.point(planned.name, planned.manifest, provenance=origin)
     # 9. The journal, the receipt, the channel's counter.
     info = admitted.manifest.bundle
     after = admitted.policy.accept(info.channel, info.seq, admitted.verified.digest)

@@ -91,6 +91,7 @@ class StoreWriter:
         self.store = store
         self._paths = store.paths
         self._former = store.paths.staging / "former"
+        self._promised: frozenset[Digest] = frozenset()
 
     def finish(self) -> None:
         """Tidy up after a crash: temporary files, and a removal whose manifest was set aside.
@@ -177,6 +178,23 @@ class StoreWriter:
             fsio.fsync_dir(reference.parent)
         return self._retire(former)
 
+    @contextlib.contextmanager
+    def promising(self, manifests: Iterable[bytes]) -> Iterator[None]:
+        """While names get these manifests, one after the other, keep what they refer to.
+
+        A name that gave something up has moved on; the name that takes it over has not yet.
+
+        Raises:
+            StoreError: one of them is malformed.
+        """
+        self._promised = frozenset(
+            part.digest for manifest in manifests for part in parse_image(manifest).parts
+        )
+        try:
+            yield
+        finally:
+            self._promised = frozenset()
+
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Give a model one more name; the manifest's bytes, and so its id, stay the same.
 
@@ -251,6 +269,7 @@ class StoreWriter:
             needed = {part.digest for data in left for part in parse_image(data).parts}
         except AppError:
             return 0
+        needed |= self._promised
         freed = self._unlink_blobs(part for part in gone.parts if part.digest not in needed)
         if manifest not in left:
             self._forget_origin(Digest.of(manifest), keep=keep_origin)

@@ -78,6 +78,19 @@ def test_all_variants_get_tags_besides_the_chosen_one(desk: Desk) -> None:
     assert desk.names() == ["demo:latest", "demo:q8_0"]
 
 
+def test_a_name_takes_over_what_another_gives_up_in_the_same_import(desk: Desk) -> None:
+    """``demo:latest`` leaves the weights that ``demo:q8_0`` is about to stand for."""
+    desk.carry(forge(TWO), variants=("q8_0",))
+    receipt = desk.carry(forge(TWO), all_variants=True)
+    assert desk.names() == ["demo:latest", "demo:q8_0"]
+    assert desk.store.survey().faults == ()
+    for entry in receipt.installed:
+        model = desk.store.resolve(ModelName.parse(entry.name))
+        assert model.provenance is not None
+        assert model.provenance.variant == entry.variant
+        assert model.model_path.is_file()
+
+
 def test_an_unknown_variant_is_refused(desk: Desk) -> None:
     with pytest.raises(RequestError, match="q8_0, f32"):
         desk.carry(forge(TWO), variants=("q2_k",))
