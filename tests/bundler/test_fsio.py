@@ -31,6 +31,12 @@ def test_a_link_planted_where_the_temporary_file_goes_is_not_followed(tmp_path: 
     assert not path.is_symlink()
 
 
+def test_a_write_that_fails_in_any_way_is_not_hidden_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        fsio.atomic_write(tmp_path / "file", "no bytes")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_replaced_whole_and_with_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

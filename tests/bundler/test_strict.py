@@ -163,3 +163,21 @@ def test_a_member_nobody_asked_for_is_refused_with_its_name_escaped() -> None:
     with pytest.raises(ManifestError) as caught, Reader({"\x1b[2Jevil": 1}, "predicate"):
         pass
     assert "\x1b" not in str(caught.value)
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_what_could_not_be_read_again_is_not_written() -> None:
+    for value in ({"a": nested(32)}, {1: 2}, {"\ud800": 1}, {"a": "\ud800"}, {"a": 1.5}):
+        with pytest.raises(JsonError):
+            encode_json(value)
+
+
+def test_the_deepest_nesting_is_written_and_read_again() -> None:
+    value = {"a": nested(31)}
+    assert parse_json(encode_json(value), max_bytes=1000) == value

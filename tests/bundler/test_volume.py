@@ -179,3 +179,10 @@ def test_every_name_of_the_medium_is_escaped_in_messages(tmp_path: Path) -> None
     with pytest.raises(BundleError) as caught:
         find_bundles(tmp_path / "no\x1b[2Jne")
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_medium_with_too_many_directories_is_refused(tmp_path: Path) -> None:
+    for number in range(10_001):
+        (tmp_path / f"d{number}").mkdir()
+    with pytest.raises(LayoutError, match="at most"):
+        find_bundles(tmp_path)
