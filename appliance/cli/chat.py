@@ -79,8 +79,8 @@ def converse(session: Session) -> None:
             typer.echo("Cleared session context")
         elif command in {"/?", "/help"}:
             typer.echo(_HELP)
-        elif command.startswith("/") and " " not in command:
-            typer.echo(f"Unknown command '{command}'. Type /? for help")
+        elif command.startswith("/"):
+            typer.echo(f"Unknown command '{command.split()[0]}'. Type /? for help")
         elif command:
             _turn(session, messages, text)
 

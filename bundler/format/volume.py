@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from bundler.format.digest import Digest
-from bundler.format.errors import DamagedError, LayoutError, MissingBlobError
+from bundler.format.errors import DamagedError, LayoutError, MediumError, MissingBlobError
 from bundler.format.fsio import open_directory, open_regular, raise_io, read_bounded
 from bundler.format.limits import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES
 
@@ -138,10 +138,16 @@ def find_bundles(root: Path) -> tuple[BundleDirectory, ...]:
 
     Raises:
         LayoutError: there is no bundle, only unfinished ones, or ``root`` is no directory.
-        MissingBlobError: ``root`` does not exist.
-        MediumError: it cannot be read.
+        MediumError: ``root`` does not exist, or cannot be read.
     """
-    os.close(open_directory(root, follow=True))
+    try:
+        os.close(open_directory(root, follow=True))
+    except MissingBlobError as error:
+        raise MediumError(
+            f"{ascii(str(root))[1:-1]}: expected a medium, found nothing",
+            hint="is the stick mounted there?",
+        ) from error
+    typed = ascii(str(root))[1:-1]
     # What the operator typed may be a link; from here on nothing is followed.
     root = root.resolve()
     if _is_file(root / ENVELOPE_NAME):
@@ -161,8 +167,8 @@ def find_bundles(root: Path) -> tuple[BundleDirectory, ...]:
             hint=f"there is no {ENVELOPE_NAME}; pack it again",
         )
     raise LayoutError(
-        "medium: expected a bundle, found none",
-        hint=f"give the directory that holds {BUNDLES_DIRECTORY}/<channel>-<seq>",
+        f"{typed}: expected a bundle, found none",
+        hint=f"is the stick mounted there? it holds {BUNDLES_DIRECTORY}/<channel>-<seq>",
     )
 
 

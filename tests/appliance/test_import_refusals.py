@@ -36,6 +36,7 @@ from bundler.format.errors import (
     JsonError,
     LayoutError,
     ManifestError,
+    MediumError,
     MissingBlobError,
     ThresholdError,
     UnsignedError,
@@ -95,7 +96,7 @@ def test_medium_without_a_bundle_is_refused(desk: Desk) -> None:
 
 
 def test_medium_that_does_not_exist_is_refused(desk: Desk) -> None:
-    refused(desk, desk.medium / "nothing", MissingBlobError, 10)
+    refused(desk, desk.medium / "nothing", MediumError, 1)
 
 
 def test_medium_that_is_a_file_is_refused(desk: Desk) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from bundler.format.digest import Digest
-from bundler.format.errors import BundleError, DamagedError, LayoutError, MissingBlobError
+from bundler.format.errors import (
+    BundleError,
+    DamagedError,
+    LayoutError,
+    MediumError,
+    MissingBlobError,
+)
 from bundler.format.volume import BundleDirectory, find_bundles
 from tests.fakes.forge import TRUSTED, forge, trusting, unpack
 
@@ -25,7 +31,7 @@ def test_an_empty_medium_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_medium_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingBlobError):
+    with pytest.raises(MediumError, match="expected a medium, found nothing"):
         find_bundles(tmp_path / "none")
 
 
