@@ -107,7 +107,7 @@ def pack(
     *,
     name: Annotated[str, typer.Option(help="Model name on the target, such as demo or demo:v2.")],
     key: Keys,
-    out: Annotated[Path, typer.Option(help="Root of the medium to write to.")],
+    out: Annotated[Path, typer.Option(help="Root of the medium to write to; must exist.")],
     seq: Annotated[
         int | None,
         typer.Option(help="Sequence number on the channel.  [default: the next one for this key]"),
@@ -151,6 +151,7 @@ def pack(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Pack a model into a signed bundle."""
+    _check_medium(out)
     sites = [(str(path), read_site(path)) for path in site or []]
     profile = open_gguf(source).profile
     read = _read_modelfile(modelfile)
@@ -230,6 +231,15 @@ def contents(
         print(json.dumps(contents_json(opened), indent=2))
     else:
         print("\n".join(contents_lines(opened)))
+
+
+def _check_medium(out: Path) -> None:
+    """Refuse a medium that is not there: a folder made in its place would fill this computer."""
+    if not out.is_dir():
+        raise PackError(
+            f"{out}: expected the medium's directory, found none",
+            hint="is the stick mounted there? make the directory first if you mean one",
+        )
 
 
 def _remember(counter: Path, request: PackRequest) -> None:

@@ -70,6 +70,8 @@ def pack(environment: dict[str, str]) -> None:
         run("satchel-bundle", "keygen", str(FOLDER / "keys" / "demo"), environment=environment)
 
     say("Connected side: quantize the model three ways and pack a signed bundle")
+    print(f"$ mkdir -p {FOLDER / 'stick'}    # stands for a mounted stick", flush=True)
+    (ROOT / FOLDER / "stick").mkdir(parents=True, exist_ok=True)
     run(
         *("satchel-bundle", "pack", MODEL, "--name", "demo"),
         *("--quantize", "Q8_0,Q5_K_M,Q4_K_M", "--modelfile", SETTINGS),

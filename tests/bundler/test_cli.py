@@ -25,6 +25,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("SATCHEL_KEY_PASSPHRASE", "SOURCE_DATE_EPOCH"):
         monkeypatch.delenv(variable, raising=False)
     (tmp_path / "tiny.gguf").write_bytes(tiny_model())
+    (tmp_path / "stick").mkdir()
     assert run(["keygen", "release", "--no-passphrase"]) == 0
     return tmp_path
 
@@ -73,6 +74,7 @@ def test_the_whole_way_on_the_connected_side(
         (["unknown"], 2, "no such command"),
         (["contents"], 2, "missing"),
         ([*PACK, "--seq", "one"], 2, "valid integer"),
+        ([*PACK[:-1], "nowhere"], 1, "nowhere: expected the medium's directory, found none"),
         ([*PACK, "--seq", "0"], 10, "seq: expected an integer from 1"),
         ([*PACK, "--seq", "1", "--channel", "A B"], 10, "channel: expected text of the form"),
         ([*PACK, "--seq", "1", "--quantize", "Q9"], 1, "quantization: expected one of F32"),
@@ -135,6 +137,7 @@ def test_a_time_that_is_given_makes_the_bundle_reproducible(
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1795226400")
     for name in ("one", "two"):
+        (desk / name).mkdir()
         assert run([*PACK[:-1], name, "--seq", "1"]) == 0
     files = [
         {

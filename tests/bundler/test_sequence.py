@@ -18,6 +18,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     Path("tiny.gguf").write_bytes(forge.tiny_model())
+    for medium in ("stick", "first", "second", "other"):
+        Path(medium).mkdir()
     assert run(["keygen", "release", "--no-passphrase"]) == 0
 
 
@@ -64,5 +66,5 @@ def test_a_damaged_counter_is_refused_and_the_number_can_be_named(
 
     assert run([*PACK, "--out", "stick"]) == 1
     assert "name the number with --seq" in capsys.readouterr().err
-    assert not Path("stick").exists()
+    assert list(Path("stick").iterdir()) == []
     assert run([*PACK, "--seq", "3", "--out", "stick"]) == 0
