@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import secrets
 import string
@@ -43,9 +44,10 @@ from server.errors import (
 from server.generation import Gone, Outcome, complete
 from server.options import resolve_options
 from server.output.stream import OutputStream
-from server.output.thinking import OPEN
+from server.output.thinking import Tags
 from server.planner import Planner
-from server.prompting import Prompt, chat_prompt, generate_prompt
+from server.prompt.gotemplate.prompt import PromptTemplate
+from server.prompting import Prompt, chat_prompt, generate_prompt, inserting
 from server.residency import BUSY_TEXT
 from server.runner import protocol
 from server.scheduler import Demand, Lease, Scheduler
@@ -59,14 +61,23 @@ _CALL_ALPHABET = string.ascii_lowercase + string.digits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """A request that has passed every check that needs no model in memory."""
+    """A request that has passed every check that needs no model in memory.
+
+    Attributes:
+        template: the Go template the request brings in place of the model's.
+    """
 
     request: RequestOptions
     model: ServedModel
     demand: Demand
     sampling: SamplingOptions
+    template: PromptTemplate | None
     think: bool | str | None
     started_s: float
+
+
+def _today() -> dt.date:
+    return dt.datetime.now().astimezone().date()
 
 
 class Admission:
@@ -101,6 +112,7 @@ class Answerer:
         planner: Planner,
         max_requests: int,
         now_s: Callable[[], float] = time.monotonic,
+        today: Callable[[], dt.date] = _today,
     ) -> None:
         """Put the parts together.
 
@@ -110,12 +122,14 @@ class Answerer:
             planner: knows how to load.
             max_requests: most requests that generate or wait; more are refused.
             now_s: monotonic time in seconds.
+            today: the local date, for templates that write it.
         """
         self._admission = Admission(max_requests)
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._planner = planner
         self._now_s = now_s
+        self._today = today
 
     def chat(self, request: ChatRequest, gone: Gone) -> Chunks:
         """Continue a conversation.
@@ -185,33 +199,48 @@ class Answerer:
         """Check what can be checked without the model.
 
         Raises:
-            BadRequestError: the model cannot do what is asked, or an option is wrong.
+            BadRequestError: the model cannot do what is asked, an option is wrong, or the
+                request's template is malformed.
         """
+        template = None
         if isinstance(request, GenerateRequest):
             _check_raw(request)
-        if request.think and not model.can("thinking"):
+            template = PromptTemplate(request.template) if request.template else None
+        shown = template.capabilities if template is not None else frozenset()
+        can_think = model.can("thinking") or "thinking" in shown
+        if request.think and not can_think:
             raise BadRequestError(f'"{request.model}" does not support thinking')
         if isinstance(request, GenerateRequest):
-            _check_generate(request, model)
+            _check_generate(request, model, template)
         elif isinstance(request, ChatRequest):
             _check_chat(request, model)
         sampling, load = resolve_options(model.installed.parameters, request.options)
         think = request.think
-        if think is None and model.can("thinking"):
+        if think is None and can_think:
             think = True
         return _Task(
             request=request,
             model=model,
             demand=self._planner.demand(model, load, keep_alive_s=request.keep_alive_s),
             sampling=sampling,
+            template=template,
             think=think,
             started_s=started_s,
         )
 
     def _render(self, task: _Task, gone: Gone) -> str:
         with self._admission.enter(), self._scheduler.acquire(task.demand, gone=gone) as lease:
-            prompt = _prompt(task, lease)
+            prompt = self._prompt(task, lease)
             return prompt.shown or lease.runner.detokenize(prompt.tokens)
+
+    def _prompt(self, task: _Task, lease: Lease) -> Prompt:
+        request, today = task.request, self._today()
+        if isinstance(request, ChatRequest):
+            return chat_prompt(request, task.model, lease, think=task.think, today=today)
+        assert isinstance(request, GenerateRequest)
+        return generate_prompt(
+            request, task.model, lease, template=task.template, think=task.think, today=today
+        )
 
     def _answer(self, task: _Task, gone: Gone, *, empty: bool) -> Chunks:
         """Load the model and generate; once more if the runner dies unheard."""
@@ -239,16 +268,21 @@ class Answerer:
                 return
 
     def _generate(self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome) -> Chunks:
-        prompt = _prompt(task, lease)
+        prompt = self._prompt(task, lease)
         raw = isinstance(task.request, GenerateRequest) and task.request.raw
         tools = isinstance(task.request, ChatRequest) and bool(task.request.tools)
-        opened = not raw and prompt.text.rstrip().endswith(OPEN)
+        tags = _tags(task)
+        opened = not raw and prompt.text.rstrip().endswith(tags.open)
         thinks = not raw and (bool(task.think) or opened)
         yield from complete(
             lease.runner,
             _command(task, prompt),
             output=OutputStream(
-                thinking=thinks, opened=opened, tools=tools, new_call_id=_new_call_id
+                thinking=thinks,
+                opened=opened,
+                tools=tools,
+                new_call_id=_new_call_id,
+                tags=tags,
             ),
             thinks=thinks,
             gone=gone,
@@ -268,16 +302,16 @@ def _check_raw(request: GenerateRequest) -> None:
         raise BadRequestError("raw mode does not support template, system, or context")
 
 
-def _check_generate(request: GenerateRequest, model: ServedModel) -> None:
+def _check_generate(
+    request: GenerateRequest, model: ServedModel, template: PromptTemplate | None
+) -> None:
     if not model.can("completion"):
         raise BadRequestError(f'"{request.model}" does not support generate')
     full_name = model.installed.name.full()
-    if request.suffix and not model.can("insert"):
+    if request.suffix and not model.can("insert") and inserting(model, template) is None:
         raise BadRequestError(f"{full_name} does not support insert")
     if request.images:
         raise BadRequestError(f"{full_name} does not support vision")
-    if request.template:
-        raise BadRequestError("template: Go templates in a request are not supported")
 
 
 def _check_chat(request: ChatRequest, model: ServedModel) -> None:
@@ -290,12 +324,13 @@ def _check_chat(request: ChatRequest, model: ServedModel) -> None:
         raise BadRequestError(f"{full_name} does not support vision")
 
 
-def _prompt(task: _Task, lease: Lease) -> Prompt:
-    request = task.request
-    if isinstance(request, ChatRequest):
-        return chat_prompt(request, task.model, lease, think=task.think)
-    assert isinstance(request, GenerateRequest)
-    return generate_prompt(request, task.model, lease, think=task.think)
+def _tags(task: _Task) -> Tags:
+    """What stands around reasoning: a Go template shows it, of others it is known."""
+    go = task.template or task.model.template.go
+    if go is None or go.thinking_tags is None:
+        return Tags()
+    opening, closing = go.thinking_tags
+    return Tags(open=opening, close=closing)
 
 
 def _command(task: _Task, prompt: Prompt) -> protocol.Generate:

@@ -26,8 +26,7 @@ from server.errors import (
     LoadFailedError,
     ServerError,
 )
-from server.prompt.jinja import JinjaTemplate, TemplateBrokenError
-from server.prompt.render import Capabilities, probe
+from server.prompt.choice import Choice, choose
 
 LOG = logging.getLogger("satchel.server")
 
@@ -42,22 +41,34 @@ class Traits:
     Attributes:
         fim: ids of the fill-in-the-middle tokens (prefix, suffix, middle), or ``None``.
         jinja: the chat template, or ``None``.
-        capabilities: in Ollama's words and order.
+        embeds: it makes embeddings and completes nothing.
         size_label: parameter count as ``8.0B``.
     """
 
     fim: tuple[int, int, int] | None
     jinja: str | None
-    capabilities: tuple[str, ...]
+    embeds: bool
     size_label: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """An installed model together with its traits."""
+    """An installed model together with its traits and the template its prompts are made with."""
 
     installed: InstalledModel
     traits: Traits
+    template: Choice
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it can do, in Ollama's words and order.
+
+        Text goes into a gap by the template, or by the vocabulary's fill-in-the-middle tokens.
+        """
+        if self.traits.embeds:
+            return ("embedding",)
+        has = self.template.capabilities | ({"insert"} if self.traits.fim else set())
+        return ("completion", *(name for name in ("tools", "insert", "thinking") if name in has))
 
     @property
     def key(self) -> str:
@@ -67,7 +78,7 @@ class ServedModel:
 
     def can(self, capability: str) -> bool:
         """Whether the model has this capability, in Ollama's words."""
-        return capability in self.traits.capabilities
+        return capability in self.capabilities
 
 
 class Catalogue:
@@ -121,10 +132,12 @@ def served(model: InstalledModel) -> ServedModel:
         raise LoadFailedError(f"{model.name.short()}: {error}") from error
     except OSError as error:
         raise LoadFailedError(f"{model.name.short()}: cannot be read: {error.strerror}") from error
-    if model.projectors and "vision" not in traits.capabilities:
+    if model.projectors:
         # The engine child takes no projector yet, so the model is served for text only.
         LOG.debug("%s: its projector is not used", model.name.short())
-    return ServedModel(installed=model, traits=traits)
+    return ServedModel(
+        installed=model, traits=traits, template=_choice(model.model_path, model.template)
+    )
 
 
 def read_reference(text: str, *, cloud: str = CLOUD_INFERENCE) -> ModelName | None:
@@ -233,39 +246,22 @@ def _traits(model_path: Path) -> Traits:
     header = read_header(model_path)
     template = header.metadata.get("tokenizer.chat_template")
     jinja = template if isinstance(template, str) and template.strip() else None
-    fim = _fim(header)
+    architecture = header.string("general.architecture", "")
     return Traits(
-        fim=fim,
+        fim=_fim(header),
         jinja=jinja,
-        capabilities=_capabilities(header, jinja, insert=fim is not None),
+        embeds=f"{architecture}.pooling_type" in header.metadata,
         size_label=_size_label(sum(tensor.element_count for tensor in header.tensors)),
     )
 
 
-def _capabilities(header: GgufHeader, jinja: str | None, *, insert: bool) -> tuple[str, ...]:
-    """A pooling type makes an embedding model, anything else completes; the template says more."""
-    architecture = header.string("general.architecture", "")
-    if f"{architecture}.pooling_type" in header.metadata:
-        return ("embedding",)
-    template = _template_capabilities(jinja)
-    flags = {
-        "completion": True,
-        "tools": template.tools,
-        "insert": insert,
-        "thinking": template.thinking,
-    }
-    return tuple(name for name, has in flags.items() if has)
-
-
-def _template_capabilities(jinja: str | None) -> Capabilities:
-    """What a template can express; nothing if it is none, which whoever renders it will say."""
-    if jinja is None:
-        return Capabilities()
-    try:
-        return probe(JinjaTemplate(jinja))
-    except TemplateBrokenError as error:
-        LOG.warning("a model's chat template cannot be used: %s", error)
-        return Capabilities()
+@functools.lru_cache(maxsize=256)
+def _choice(model_path: Path, layer: str | None) -> Choice:
+    """Cached by path and layer: the probing takes some milliseconds."""
+    choice = choose(layer=layer, jinja=_traits(model_path).jinja)
+    if choice.fault:
+        LOG.warning("a template of %s cannot be used: %s", model_path.name, choice.fault)
+    return choice
 
 
 def _fim(header: GgufHeader) -> tuple[int, int, int] | None:

@@ -24,7 +24,6 @@ from server.chat import (
 )
 from server.errors import BadRequestError, ClientGoneError, EngineRefusedError
 from server.output.stream import OutputStream
-from server.output.thinking import CLOSE
 from server.runner import protocol
 
 Piece = TextChunk | ThinkingChunk | ToolCallChunk
@@ -159,10 +158,11 @@ def _reasoning(
             stream.cancel()
     if shown:
         del outcome.generated[kept:]  # said again under the grammar
-    end = raw.find(CLOSE)
+    close = output.tags.close
+    end = raw.find(close)
     if not shown and outcome.reason is FinishReason.LENGTH:
         return None
-    return raw[: end + len(CLOSE)] + "\n\n" if end >= 0 else ""
+    return raw[: end + len(close)] + "\n\n" if end >= 0 else ""
 
 
 def rows(

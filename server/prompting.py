@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,18 @@ from pathlib import Path
 from hwprobe.errors import GgufError
 from hwprobe.gguf import read_header
 from server.catalogue import ServedModel
-from server.chat import ChatRequest, GenerateRequest, Message, Tool
+from server.chat import ChatRequest, GenerateRequest, Message
 from server.conversation import PROMPT_TOO_LONG, assemble, fit
 from server.errors import BadRequestError, LoadFailedError
-from server.prompt.guard import escape_marks, without_marks
-from server.prompt.model import renderer_of
+from server.prompt.gotemplate.messages import PromptInput
+from server.prompt.gotemplate.prompt import PromptTemplate
+from server.prompt.gotemplate.template import TemplateError
+from server.prompt.guard import Guard, escape_marks, without_marks
+from server.prompt.jinja import TemplateBrokenError
+from server.prompt.layer import render_guarded
+from server.prompt.model import guard_of, renderer_of
 from server.prompt.render import Renderer
+from server.runner.process import Runner
 from server.scheduler import Lease
 
 
@@ -40,9 +47,21 @@ class Prompt:
 
 
 def chat_prompt(
-    request: ChatRequest, model: ServedModel, lease: Lease, *, think: bool | str | None
+    request: ChatRequest,
+    model: ServedModel,
+    lease: Lease,
+    *,
+    think: bool | str | None,
+    today: dt.date,
 ) -> Prompt:
     """Render a conversation, without its oldest messages where it is too long.
+
+    Args:
+        request: the conversation.
+        model: who continues it.
+        lease: its runner, to count tokens.
+        think: what the template is told.
+        today: the local date, for templates that write it.
 
     Raises:
         BadRequestError: it is too long and may not be cut, or cannot be rendered.
@@ -52,7 +71,10 @@ def chat_prompt(
     num_ctx = lease.settings.num_ctx
 
     def measure(kept: tuple[Message, ...]) -> Prompt:
-        text = _render(model, kept, tools=request.tools, think=think)
+        given = PromptInput(
+            messages=kept, tools=request.tools, think=think, style=model.template.style
+        )
+        text = _render(model, given, today=today)
         return Prompt(text=text, tokens=lease.runner.tokenize(text))
 
     if request.truncate:
@@ -67,34 +89,71 @@ def chat_prompt(
 
 
 def generate_prompt(
-    request: GenerateRequest, model: ServedModel, lease: Lease, *, think: bool | str | None
+    request: GenerateRequest,
+    model: ServedModel,
+    lease: Lease,
+    *,
+    template: PromptTemplate | None,
+    think: bool | str | None,
+    today: dt.date,
 ) -> Prompt:
     """Render a single prompt, or take it as it is.
+
+    Args:
+        request: the prompt.
+        model: who continues it.
+        lease: its runner, to count tokens.
+        template: the request's own, in place of the model's.
+        think: what the template is told.
+        today: the local date, for templates that write it.
 
     Raises:
         BadRequestError: it is too long and may not be cut, or cannot be rendered.
     """
     runner = lease.runner
-    if request.suffix and model.traits.fim is not None:
-        prefix, suffix, middle = model.traits.fim
-        head = runner.tokenize(request.prompt, add_bos=False, parse_special=False)
-        tail = runner.tokenize(request.suffix, add_bos=False, parse_special=False)
-        opening = runner.tokenize("")
-        prompt = Prompt(text="", tokens=(*opening, prefix, *head, suffix, *tail, middle))
+    inserts = inserting(model, template)
+    if request.suffix and inserts is not None and not request.raw:
+        given = PromptInput(prompt=request.prompt, suffix=request.suffix, think=think)
+        text = _render(model, given, template=inserts, today=today)
+        prompt = Prompt(text=text, tokens=runner.tokenize(text))
+    elif request.suffix and model.traits.fim is not None:
+        prompt = _filled_in(request, model.traits.fim, runner)
     elif request.raw:
-        text = renderer(model).plain(request.prompt)
+        text = escape_marks(request.prompt)
         prompt = Prompt(text=text, tokens=runner.tokenize(text))
     else:
-        text = _render(model, _one_turn(request, model), tools=(), think=think)
-        if request.context:
-            _check_context(request.context, runner.ready.n_vocab)
-            own = runner.tokenize(text, add_bos=False)
-            before = escape_marks(runner.detokenize(request.context))
-            prompt = Prompt(text=before + text, tokens=(*request.context, *own))
-        else:
-            prompt = Prompt(text=text, tokens=runner.tokenize(text))
+        given = PromptInput(messages=_one_turn(request, model), think=think)
+        text = _render(model, given, template=template, today=today)
+        prompt = _behind(request.context, text, runner)
     _refuse_overlong(prompt, lease.settings.num_ctx, cut=request.truncate and request.shift)
     return prompt
+
+
+def inserting(model: ServedModel, template: PromptTemplate | None) -> PromptTemplate | None:
+    """The Go template that can fill a gap: the request's, else the model's; ``None`` without."""
+    for candidate in (template, model.template.go):
+        if candidate is not None and "insert" in candidate.capabilities:
+            return candidate
+    return None
+
+
+def _filled_in(request: GenerateRequest, fim: tuple[int, int, int], runner: Runner) -> Prompt:
+    """Around a gap, with the vocabulary's fill-in-the-middle tokens."""
+    prefix, suffix, middle = fim
+    head = runner.tokenize(request.prompt, add_bos=False, parse_special=False)
+    tail = runner.tokenize(request.suffix, add_bos=False, parse_special=False)
+    opening = runner.tokenize("")
+    return Prompt(text="", tokens=(*opening, prefix, *head, suffix, *tail, middle))
+
+
+def _behind(context: tuple[int, ...], text: str, runner: Runner) -> Prompt:
+    """A text behind the tokens of earlier turns."""
+    if not context:
+        return Prompt(text=text, tokens=runner.tokenize(text))
+    _check_context(context, runner.ready.n_vocab)
+    own = runner.tokenize(text, add_bos=False)
+    before = escape_marks(runner.detokenize(context))
+    return Prompt(text=before + text, tokens=(*context, *own))
 
 
 def _one_turn(request: GenerateRequest, model: ServedModel) -> tuple[Message, ...]:
@@ -109,42 +168,50 @@ def _one_turn(request: GenerateRequest, model: ServedModel) -> tuple[Message, ..
 
 def _render(
     model: ServedModel,
-    messages: tuple[Message, ...],
+    given: PromptInput,
     *,
-    tools: tuple[Tool, ...],
-    think: bool | str | None,
+    template: PromptTemplate | None = None,
+    today: dt.date,
 ) -> str:
-    """Apply the model's template.
+    """Apply a Go template that a request brings, else the one chosen for the model.
 
     Raises:
-        BadRequestError: it has none that can be used, or the template refuses the messages.
-        ServerError: the template is broken.
-    """
-    if model.traits.jinja is None and model.installed.template is not None:
-        raise BadRequestError(
-            f"{model.installed.name.full()} has only a Go template, which is not supported; "
-            "raw mode works"
-        )
-    return renderer(model).chat(messages, tools, think=think)
-
-
-def renderer(model: ServedModel) -> Renderer:
-    """The renderer of a model; it is made once for each blob.
-
-    Raises:
+        BadRequestError: the request's template failed, or the model's refuses the messages.
         LoadFailedError: the model's file cannot be read.
-        ServerError: its template is broken.
+        ServerError: the model's template is broken.
     """
+    choice = model.template
     try:
-        return _renderer(model.installed.model_path)
+        if template is not None and template is not choice.go:
+            return render_guarded(template, given, _guard(model.installed.model_path), today=today)
+        if choice.source == "jinja":
+            renderer = _renderer(model.installed.model_path, choice.text)
+            return renderer.chat(given.messages, given.tools, think=given.think)
+        if choice.go is None:
+            raise TemplateBrokenError(f"{model.installed.name.short()}: {choice.fault}")
+        return _by_layer(choice.go, given, _guard(model.installed.model_path), today=today)
     except (GgufError, OSError) as error:
         raise LoadFailedError(f"{model.installed.name.short()}: cannot be read") from error
 
 
+def _by_layer(go: PromptTemplate, given: PromptInput, guard: Guard, *, today: dt.date) -> str:
+    """What fails here is the model's template, not the client's."""
+    try:
+        return render_guarded(go, given, guard, today=today)
+    except TemplateError as error:
+        raise TemplateBrokenError(f"the model's template failed: {error}") from error
+
+
 @functools.lru_cache(maxsize=16)
-def _renderer(model_path: Path) -> Renderer:
+def _renderer(model_path: Path, template: str) -> Renderer:
     """Cached by path: a blob's path holds its digest. A vocabulary takes some megabytes."""
-    return renderer_of(read_header(model_path))
+    return renderer_of(read_header(model_path), template)
+
+
+@functools.lru_cache(maxsize=16)
+def _guard(model_path: Path) -> Guard:
+    """Cached as `_renderer`."""
+    return guard_of(read_header(model_path))
 
 
 def _check_context(context: tuple[int, ...], n_vocab: int) -> None:

@@ -187,7 +187,7 @@ def _tag(model: ServedModel) -> Json:
         "size": installed.size_bytes,
         "digest": installed.digest.hex,
         "details": details(model),
-        "capabilities": list(model.traits.capabilities),
+        "capabilities": list(model.capabilities),
     }
 
 
@@ -197,18 +197,18 @@ def _show(model: ServedModel, *, verbose: bool, system: str) -> Json:
         "license": "\n".join(installed.licenses),
         "modelfile": _modelfile(installed, system=system),
         "parameters": parameter_lines(installed.parameters),
-        "template": model.traits.jinja or installed.template or "",
+        "template": model.template.text,
         "system": system or installed.system,
         "details": details(model),
         "messages": [{"role": role, "content": text} for role, text in installed.messages],
         "model_info": header_values(installed.model_path, verbose=verbose),
         "projector_info": {},
         "tensors": tensors(installed.model_path),
-        "capabilities": list(model.traits.capabilities),
+        "capabilities": list(model.capabilities),
         "modified_at": _modified_at(installed),
-        "template_source": "jinja" if model.traits.jinja else "go" if installed.template else "",
+        "template_source": model.template.source,
     }
-    for absent in ("license", "parameters", "template", "system", "messages"):
+    for absent in ("license", "parameters", "system", "messages"):
         if not answer[absent]:
             del answer[absent]
     return answer

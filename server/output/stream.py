@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.chat import TextChunk, ThinkingChunk, ToolCallChunk
-from server.output.thinking import Part, ThinkingSplitter
+from server.output.thinking import Part, Tags, ThinkingSplitter
 from server.output.toolcalls import Found, ToolCallSplitter
 
 Piece = TextChunk | ThinkingChunk | ToolCallChunk
+
+DEFAULT_TAGS = Tags()
 
 
 class OutputStream:
     """Splits one answer.
 
     With neither thinking nor tools the text passes as it comes.
+
+    Attributes:
+        tags: what stands around reasoning.
     """
 
     def __init__(
-        self, *, thinking: bool, opened: bool, tools: bool, new_call_id: Callable[[], str]
+        self,
+        *,
+        thinking: bool,
+        opened: bool,
+        tools: bool,
+        new_call_id: Callable[[], str],
+        tags: Tags = DEFAULT_TAGS,
     ) -> None:
         """Start an answer.
 
@@ -27,8 +38,10 @@ class OutputStream:
             opened: the prompt ended inside the reasoning; implies ``thinking``.
             tools: look for tool calls; only a request that has tools wants them.
             new_call_id: gives each call its id.
+            tags: what stands around reasoning.
         """
-        self._thinking = ThinkingSplitter(opened=opened) if thinking or opened else None
+        self.tags = tags
+        self._thinking = ThinkingSplitter(opened=opened, tags=tags) if thinking or opened else None
         self._calls = ToolCallSplitter(new_call_id=new_call_id) if tools else None
 
     def feed(self, text: str) -> tuple[Piece, ...]:

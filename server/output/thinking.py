@@ -1,5 +1,7 @@
 """Split reasoning from the answer: ``<think>…</think>`` at the start of the text. Pure.
 
+Other tags may stand for these two.
+
 Rules:
  * the tag counts only as the first thing that is not blank; later ones are ordinary text;
  * where the prompt already ended with the opening tag, the text starts inside;
@@ -9,19 +11,26 @@ Rules:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
-
-OPEN = "<think>"
-CLOSE = "</think>"
 
 Part = tuple[Literal["thinking", "content"], str]
 _State = Literal["before", "opened", "inside", "closed", "content"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """What stands around reasoning; neither is empty."""
+
+    open: str = "<think>"
+    close: str = "</think>"
+
+
 class ThinkingSplitter:
     """Takes text in any pieces; the parts it gives do not depend on the cuts."""
 
-    def __init__(self, *, opened: bool) -> None:
+    def __init__(self, *, opened: bool, tags: Tags) -> None:
+        self._tags = tags
         self._state: _State = "opened" if opened else "before"
         self._held = ""
 
@@ -64,24 +73,24 @@ class ThinkingSplitter:
 
     def _before(self) -> bool:
         start = self._held.lstrip()
-        if start.startswith(OPEN):
-            self._held = start[len(OPEN) :]
+        if start.startswith(self._tags.open):
+            self._held = start[len(self._tags.open) :]
             self._state = "opened"
             return True
-        if OPEN.startswith(start):
+        if self._tags.open.startswith(start):
             return False
         self._state = "content"
         return True
 
     def _inside(self, parts: list[Part]) -> bool:
-        before, tag, after = self._held.partition(CLOSE)
+        before, tag, after = self._held.partition(self._tags.close)
         if tag:
             if before.rstrip():
                 parts.append(("thinking", before.rstrip()))
             self._held = after
             self._state = "closed"
             return True
-        safe = len(before[: len(before) - partial_tag(before, CLOSE)].rstrip())
+        safe = len(before[: len(before) - partial_tag(before, self._tags.close)].rstrip())
         if safe:
             parts.append(("thinking", before[:safe]))
             self._held = before[safe:]

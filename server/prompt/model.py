@@ -1,4 +1,4 @@
-"""The renderer for a model file: its template, its tokens, its guard, all from the header."""
+"""What a model file's header gives to prompts: the guard of its vocabulary, the Jinja renderer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"
 _BOS = "tokenizer.ggml.bos_token_id"
 _EOS = "tokenizer.ggml.eos_token_id"
-_TEMPLATE = "tokenizer.chat_template"
 
 
-def renderer_of(header: GgufHeader, *, template: str | None = None) -> Renderer:
+def guard_of(header: GgufHeader) -> Guard:
+    """The guard of a model's vocabulary; reads all of it, so keep the result.
+
+    Raises:
+        GgufError: the file has changed since its header was read.
+        OSError: the file cannot be read.
+    """
+    types = _integers(header.metadata.get(_TYPES))
+    return Guard.of_vocabulary(_texts(header.metadata.get(_TOKENS)), types)
+
+
+def renderer_of(header: GgufHeader, template: str) -> Renderer:
     """The renderer of a model; reads its vocabulary once, so keep the result.
 
     Args:
         header: of the model's file.
-        template: Jinja source to use instead of the file's own.
+        template: Jinja source, as a rule the file's own.
 
     Raises:
         TemplateBrokenError: the template is none.
@@ -31,14 +41,11 @@ def renderer_of(header: GgufHeader, *, template: str | None = None) -> Renderer:
     """
     texts = tuple(_texts(header.metadata.get(_TOKENS)))
     types = _integers(header.metadata.get(_TYPES))
-    source = template or header.metadata.get(_TEMPLATE)
-    compiled = None
-    if isinstance(source, str) and source.strip():
-        compiled = JinjaTemplate(
-            source,
-            bos_token=_token(header, texts, _BOS),
-            eos_token=_token(header, texts, _EOS),
-        )
+    compiled = JinjaTemplate(
+        template,
+        bos_token=_token(header, texts, _BOS),
+        eos_token=_token(header, texts, _EOS),
+    )
     return Renderer(compiled, Guard.of_vocabulary(texts, types))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from server.chat import Message, Tool
 from server.errors import ServerError
-from server.prompt.guard import Guard, escape_marks
+from server.prompt.guard import Guard
 from server.prompt.jinja import JinjaTemplate, TemplateBrokenError
 
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -53,17 +53,17 @@ class Capabilities:
 
 
 class Renderer:
-    """Prompts for one model.
+    """Prompts for one model by its Jinja template.
 
     Attributes:
         capabilities: what its template can express.
     """
 
-    def __init__(self, template: JinjaTemplate | None, guard: Guard) -> None:
-        """Take the model's template, ``None`` if it has none, and its vocabulary's guard."""
+    def __init__(self, template: JinjaTemplate, guard: Guard) -> None:
+        """Take the model's template and its vocabulary's guard."""
         self._template = template
         self._guard = guard
-        self.capabilities = Capabilities() if template is None else probe(template)
+        self.capabilities = probe(template)
 
     def chat(
         self,
@@ -84,8 +84,6 @@ class Renderer:
             TemplateRefusedError: the template does not accept the messages.
             TemplateBrokenError: the template failed.
         """
-        if self._template is None:
-            return "".join(self._guard.text(message.content) for message in messages)
         begun = ""
         if messages and messages[-1].role == "assistant" and not messages[-1].tool_calls:
             begun = self._guard.text(messages[-1].content, assistant=True)
@@ -95,10 +93,6 @@ class Renderer:
         described = [self._guard.data(_tool(tool)) for tool in tools]
         nothing: list[Any] | None = [] if can.empty_tools else None
         return self._template.render(given, described or nothing, **_thinking(think)) + begun
-
-    def plain(self, prompt: str) -> str:
-        """A prompt that goes to the model as it is, control tokens and all."""
-        return escape_marks(prompt)
 
     def _message(self, message: Message) -> dict[str, Any]:
         guard, can = self._guard, self.capabilities

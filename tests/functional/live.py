@@ -62,6 +62,7 @@ def put_model(
     template: str | None = TEMPLATE,
     header: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
+    weights: bytes | None = None,
 ) -> None:
     """Install a tiny model.
 
@@ -72,11 +73,13 @@ def put_model(
         template: its Jinja chat template.
         header: more header keys.
         texts: other layers by kind: ``system``, ``params``, ``template``, ``license`` and so on.
+        weights: a whole GGUF file to install instead; ``template`` and ``header`` do not count.
     """
     keys = {"general.name": name, **(header or {})}
     if template is not None:
         keys["tokenizer.chat_template"] = template
-    weights = write_tiny_llama(folder / "weights.gguf", **keys).read_bytes()
+    if weights is None:
+        weights = write_tiny_llama(folder / "weights.gguf", **keys).read_bytes()
     parts = {"model": weights} | {kind: text.encode() for kind, text in (texts or {}).items()}
     with store.writing() as writer:
         layers = [

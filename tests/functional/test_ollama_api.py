@@ -33,7 +33,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         put_model(live.store, "caller:v1", folder, template=TOOLS_TEMPLATE)
         put_model(live.store, "embedder", folder, header={"llama.pooling_type": 1})
         put_model(live.store, "filler", folder, header=FIM)
-        put_model(live.store, "gone", folder, template=None, texts={"template": "{{ .Prompt }}"})
         put_model(live.store, "bare", folder, template=None)
         put_model(
             live.store,
@@ -49,10 +48,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield live
 
 
-GO_ONLY = (
-    "registry.ollama.ai/library/gone:latest has only a Go template, which is not supported; "
-    "raw mode works"
-)
 NO_SUCH_OPENAI_MODEL = (
     '{"error":{"message":"model \'absent\' not found","type":"not_found_error",'
     '"param":null,"code":null}}'
@@ -97,14 +92,12 @@ THINKING = "does not support thinking"
          f'"tiny" {THINKING}'),
         ("/api/generate", {"model": "tiny", "prompt": "x", "images": ["AAAA"]}, 400,
          "registry.ollama.ai/library/tiny:latest does not support vision"),
-        ("/api/generate", {"model": "tiny", "prompt": "x", "template": "{{ .Prompt }}"}, 400,
-         "template: Go templates in a request are not supported"),
+        ("/api/generate", {"model": "tiny", "prompt": "x", "template": "{{ .Prompt"}, 400,
+         "template: :1: unclosed action"),
         ("/api/generate", {"model": "tiny", "prompt": "x", **UNREACHED}, 400,
          'option "temperature" must be of type float32'),
         ("/api/generate", {"model": "tiny", "prompt": "x", "context": [99999999]}, 400,
          "context: expected token ids below 32000, found 99999999"),
-        ("/api/generate", {"model": "gone", "prompt": "x"}, 400,
-         GO_ONLY),
         ("/api/generate", {"model": "tiny:cloud", "prompt": "x"}, 403,
          "ollama cloud is disabled: remote inference is unavailable"),
         ("/api/generate", {"model": "tiny:8b-cloud", "prompt": "x"}, 403,
