@@ -43,6 +43,7 @@ from server.errors import (
 )
 from server.generation import Gone, Outcome, complete
 from server.options import resolve_options
+from server.output import toolcalls
 from server.output.stream import OutputStream
 from server.output.thinking import Tags
 from server.planner import Planner
@@ -269,26 +270,17 @@ class Answerer:
 
     def _generate(self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome) -> Chunks:
         prompt = self._prompt(task, lease)
-        raw = isinstance(task.request, GenerateRequest) and task.request.raw
-        tools = isinstance(task.request, ChatRequest) and bool(task.request.tools)
-        tags = _tags(task)
-        opened = not raw and prompt.text.rstrip().endswith(tags.open)
-        thinks = not raw and (bool(task.think) or opened)
+        output = _output(task, prompt)
         yield from complete(
             lease.runner,
             _command(task, prompt),
-            output=OutputStream(
-                thinking=thinks,
-                opened=opened,
-                tools=tools,
-                new_call_id=_new_call_id,
-                tags=tags,
-            ),
-            thinks=thinks,
+            output=output,
+            thinks=output.thinks,
             gone=gone,
             outcome=outcome,
         )
-        wants_context = isinstance(task.request, GenerateRequest) and not raw
+        request = task.request
+        wants_context = isinstance(request, GenerateRequest) and not request.raw
         yield _finish(
             outcome,
             load_s=lease.load_s,
@@ -324,13 +316,23 @@ def _check_chat(request: ChatRequest, model: ServedModel) -> None:
         raise BadRequestError(f"{full_name} does not support vision")
 
 
-def _tags(task: _Task) -> Tags:
-    """What stands around reasoning: a Go template shows it, of others it is known."""
+def _output(task: _Task, prompt: Prompt) -> OutputStream:
+    """Splits the answer. A Go template shows what frames reasoning and calls."""
+    request = task.request
+    raw = isinstance(request, GenerateRequest) and request.raw
     go = task.template or task.model.template.go
-    if go is None or go.thinking_tags is None:
-        return Tags()
-    opening, closing = go.thinking_tags
-    return Tags(open=opening, close=closing)
+    tags = Tags()
+    if go is not None and go.thinking_tags is not None:
+        tags = Tags(open=go.thinking_tags[0], close=go.thinking_tags[1])
+    opened = not raw and prompt.text.rstrip().endswith(tags.open)
+    return OutputStream(
+        thinking=not raw and (bool(task.think) or opened),
+        opened=opened,
+        tools=isinstance(request, ChatRequest) and bool(request.tools),
+        new_call_id=_new_call_id,
+        tags=tags,
+        tool_tag=toolcalls.OPEN if go is None else go.tool_tag,
+    )
 
 
 def _command(task: _Task, prompt: Prompt) -> protocol.Generate:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.chat import TextChunk, ThinkingChunk, ToolCallChunk
+from server.output import toolcalls
+from server.output.tailcalls import TailCallSplitter
 from server.output.thinking import Part, Tags, ThinkingSplitter
 from server.output.toolcalls import Found, ToolCallSplitter
 
@@ -20,6 +22,7 @@ class OutputStream:
 
     Attributes:
         tags: what stands around reasoning.
+        thinks: reasoning is looked for.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class OutputStream:
         tools: bool,
         new_call_id: Callable[[], str],
         tags: Tags = DEFAULT_TAGS,
+        tool_tag: str = toolcalls.OPEN,
     ) -> None:
         """Start an answer.
 
@@ -39,10 +43,16 @@ class OutputStream:
             tools: look for tool calls; only a request that has tools wants them.
             new_call_id: gives each call its id.
             tags: what stands around reasoning.
+            tool_tag: what a call begins with.
         """
         self.tags = tags
-        self._thinking = ThinkingSplitter(opened=opened, tags=tags) if thinking or opened else None
-        self._calls = ToolCallSplitter(new_call_id=new_call_id) if tools else None
+        self.thinks = thinking or opened
+        self._thinking = ThinkingSplitter(opened=opened, tags=tags) if self.thinks else None
+        self._calls: ToolCallSplitter | TailCallSplitter | None = None
+        if tools and tool_tag == toolcalls.OPEN:
+            self._calls = ToolCallSplitter(new_call_id=new_call_id)
+        elif tools:
+            self._calls = TailCallSplitter(tag=tool_tag, new_call_id=new_call_id)
 
     def feed(self, text: str) -> tuple[Piece, ...]:
         """Take some text and give out what is decided."""

@@ -87,22 +87,28 @@ class ToolCallSplitter:
 
     def _read(self, inner: str) -> ToolCall | None:
         try:
-            value: Any = _read_json(inner)
-            if isinstance(value, dict):
-                arguments = value.get("arguments", value.get("parameters", {}))
-                if isinstance(arguments, str):
-                    arguments = _read_json(arguments)
-                name = value.get("name")
-                if isinstance(name, str) and name and isinstance(arguments, dict):
-                    return ToolCall(id=self._new_call_id(), name=name, arguments=arguments)
+            return read_call(DECODER.decode(inner), self._new_call_id)
         except (ValueError, RecursionError):
-            pass
+            return None
+
+
+def read_call(value: Any, new_call_id: Callable[[], str]) -> ToolCall | None:
+    """A call from ``{"name": …, "arguments": {…}}``; ``None`` if it is none.
+
+    ``parameters`` may stand for ``arguments``, and these may be JSON in a text.
+
+    Raises:
+        ValueError: the text is no JSON.
+        RecursionError: it is nested too deep.
+    """
+    if not isinstance(value, dict):
         return None
-
-
-def _read_json(text: str) -> Any:
-    """JSON that may hold raw line breaks in texts, but no numbers that JSON does not have."""
-    return json.loads(text, strict=False, parse_constant=_no_constant, parse_float=_finite)
+    name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = DECODER.decode(arguments)
+    if isinstance(name, str) and name and isinstance(arguments, dict):
+        return ToolCall(id=new_call_id(), name=name, arguments=arguments)
+    return None
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -114,3 +120,7 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is no number of JSON readers")
     return value
+
+
+DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant, parse_float=_finite)
+"""Texts may hold raw line breaks, but there are no numbers that JSON does not have."""

@@ -172,3 +172,21 @@ def test_thinking_is_split_at_the_tags_of_the_template(tmp_path: Path) -> None:
             "/api/chat", model="wise", messages=[USER], stream=False, think=False
         )
         assert plain["message"]["content"] == "<why>so</why>yes"
+
+
+def test_call_is_read_in_the_form_of_the_template(tmp_path: Path) -> None:
+    layer = (
+        "{{ range .Tools }}{{ .Function.Name }}{{ end }}{{ range .Messages }}{{ .Content }}"
+        '{{ if .ToolCalls }}[CALLS]{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", '
+        '"arguments": {{ .Function.Arguments }}}{{ end }}{{ end }}{{ end }}'
+    )
+    words = ["Well. ", "[CA", "LLS]", '{"name": "f", ', '"arguments": {"a": 1}}']
+    with LiveServer(tmp_path, script={"words": words}) as server:
+        put_model(server.store, "caller", tmp_path, template=None, texts={"template": layer})
+        tools = [{"function": {"name": "f"}}]
+        body = {"model": "caller", "messages": [USER], "tools": tools, "stream": False}
+        _, answer = server.post("/api/chat", **body)
+    message = answer["message"]
+    assert message["content"] == "Well. "
+    (call,) = message["tool_calls"]
+    assert call["function"] == {"index": 0, "name": "f", "arguments": {"a": 1}}

@@ -3,25 +3,39 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.chat import TextChunk, ThinkingChunk, ToolCallChunk
-from server.output.stream import OutputStream, Piece
+from server.output.stream import DEFAULT_TAGS, OutputStream, Piece
+from server.output.thinking import Tags
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Lima"}}\n</tool_call>'
 
 
-def stream(*, thinking: bool = True, opened: bool = False, tools: bool = True) -> OutputStream:
+def stream(
+    *,
+    thinking: bool = True,
+    opened: bool = False,
+    tools: bool = True,
+    tags: Tags = DEFAULT_TAGS,
+    tool_tag: str = "<tool_call>",
+) -> OutputStream:
     numbers = itertools.count()
     return OutputStream(
-        thinking=thinking, opened=opened, tools=tools, new_call_id=lambda: f"call_{next(numbers)}"
+        thinking=thinking,
+        opened=opened,
+        tools=tools,
+        new_call_id=lambda: f"call_{next(numbers)}",
+        tags=tags,
+        tool_tag=tool_tag,
     )
 
 
-def run(texts: Iterable[str], **kinds: bool) -> list[Piece]:
+def run(texts: Iterable[str], **kinds: Any) -> list[Piece]:
     """All pieces of an answer, neighbours of one kind joined."""
     out = stream(**kinds)
     pieces = [piece for text in texts for piece in out.feed(text)]
@@ -124,6 +138,54 @@ def test_each_call_has_its_own_id() -> None:
     assert calls == ["call_0", "call_1"]
 
 
+def test_reasoning_stands_between_the_tags_of_the_template() -> None:
+    tags = Tags(open="<why>", close="</why>")
+    text = "\n<why> a <think> </why>b</why>"
+    assert shown(run([text], tags=tags)) == [("thinking", "a <think>"), ("text", "b</why>")]
+    assert shown(run(["<think>x"], tags=tags)) == [("text", "<think>x")]
+
+
+F1 = '{"name": "f", "arguments": {"a": 1}}'
+F2 = '{"name": "g", "parameters": {}}'
+BARE = "{"
+LISTED = "[TOOL_CALLS]"
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "expected"),
+    [
+        (BARE, F1, [("tool_call", 'f {"a": 1}')]),
+        (BARE, f" \n{F1}; {F2}\n", [("tool_call", 'f {"a": 1}'), ("tool_call", "g {}")]),
+        (BARE, f"[{F1}, {F2}]", [("tool_call", 'f {"a": 1}'), ("tool_call", "g {}")]),
+        (BARE, f"Well: {F1}", [("text", f"Well: {F1}")]),
+        (BARE, f"{F1} done", [("text", f"{F1} done")]),
+        (BARE, '{"answer": 1}', [("text", '{"answer": 1}')]),
+        (BARE, '{"name": "Bob"}', [("text", '{"name": "Bob"}')]),
+        (BARE, '{"name": "f", "arguments": 5}', [("text", '{"name": "f", "arguments": 5}')]),
+        (BARE, '{"name": "f", "arg', [("text", '{"name": "f", "arg')]),
+        (BARE, "[]", [("text", "[]")]),
+        (BARE, "[1] is a list", [("text", "[1] is a list")]),
+        (BARE, "  \n", [("text", "  \n")]),
+        (BARE, "", []),
+        (BARE, '{"name": "f", "arguments": "{}"}', [("tool_call", "f {}")]),
+        (LISTED, f"{LISTED} [{F1}]", [("tool_call", 'f {"a": 1}')]),
+        (LISTED, f"[{F1}]", [("tool_call", 'f {"a": 1}')]),
+        (LISTED, f"I look. {LISTED}{F1}{LISTED}{F2}",
+         [("text", "I look. "), ("tool_call", 'f {"a": 1}'), ("tool_call", "g {}")]),
+        (LISTED, f"so {LISTED}f[ARGS]{{}}", [("text", f"so {LISTED}f[ARGS]{{}}")]),
+        (LISTED, "so [TOOL_C", [("text", "so [TOOL_C")]),
+    ],
+)  # fmt: skip
+def test_calls_at_the_end_are_found(tag: str, text: str, expected: list[tuple[str, str]]) -> None:
+    assert shown(run([text], tool_tag=tag)) == expected
+    assert shown(run(text, tool_tag=tag)) == expected
+
+
+def test_deeply_nested_bare_json_stays_text() -> None:
+    text = "[" * 100_000
+    assert shown(run([text], tool_tag=BARE)) == [("text", text)]
+
+
 FRAGMENTS = st.sampled_from(
     [
         "<think>",
@@ -153,6 +215,23 @@ def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], *, op
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     assert run(pieces, opened=opened) == run([text], opened=opened) == run(text, opened=opened)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    text=st.lists(st.sampled_from([F1, F2, LISTED, "[TOOL", " ", "[", "]", ",", "a"])).map("".join),
+    cuts=st.lists(st.integers(0, 200), max_size=20),
+    tag=st.sampled_from([BARE, LISTED]),
+)
+def test_where_calls_at_the_end_are_cut_does_not_matter(
+    text: str, cuts: list[int], tag: str
+) -> None:
+    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
+    whole = run([text], tool_tag=tag)
+    assert run(pieces, tool_tag=tag) == whole
+    if not any(isinstance(piece, ToolCallChunk) for piece in whole):
+        assert "".join(value for _, value in shown(whole)) == text
 
 
 @settings(deadline=None, max_examples=300)
