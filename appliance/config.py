@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from appliance.errors import ConfigError
 from appliance.settings import (
@@ -65,6 +65,7 @@ class ServerConfig:
     context_length: int
     kv_cache_type: str
     load_timeout_s: float
+    go_template: Literal["auto", "on", "off"]
     origins: tuple[str, ...]
     admin_socket: Path | None
     api_keys_file: Path | None

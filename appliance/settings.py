@@ -99,6 +99,13 @@ def _boolean(value: Any) -> bool:
     raise ValueError(f"expected true or false, found {value!r}")
 
 
+def _switch(value: Any) -> str:
+    """``auto``, or ``on`` and ``off`` in any spelling of true and false."""
+    if isinstance(value, str) and value.strip().lower() in {"", "auto"}:
+        return "auto"
+    return "on" if _boolean(value) else "off"
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a text, found {value!r}")  # noqa: TRY004 - one type for readers
@@ -268,6 +275,12 @@ SETTINGS: tuple[Setting, ...] = (
         "server", "load_timeout", 300.0, _positive_seconds, field="load_timeout_s",
         env=("SATCHEL_LOAD_TIMEOUT", "OLLAMA_LOAD_TIMEOUT"),
         meaning="longest time a model may take to load; 0 means no limit",
+    ),
+    _row(
+        "server", "go_template", "auto", _switch,
+        env=("SATCHEL_GO_TEMPLATE", "OLLAMA_GO_TEMPLATE"),
+        meaning="TEMPLATE layers make prompts: `on` always, `off` only where a model's file has no "
+        "template, `auto` unless that one can more",
     ),
     _row(
         "server", "origins", (), _texts, env=("SATCHEL_ORIGINS", "OLLAMA_ORIGINS"),

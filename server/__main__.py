@@ -121,7 +121,7 @@ def _run(
             keep_alive_s=config.server.keep_alive_s,
         ),
     )
-    catalogue = Catalogue(store)
+    catalogue = Catalogue(store, go_templates=config.server.go_template)
     answerer = Answerer(
         catalogue=catalogue,
         scheduler=scheduler,

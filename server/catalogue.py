@@ -26,7 +26,7 @@ from server.errors import (
     LoadFailedError,
     ServerError,
 )
-from server.prompt.choice import Choice, choose
+from server.prompt.choice import Choice, GoTemplates, choose
 
 LOG = logging.getLogger("satchel.server")
 
@@ -84,8 +84,10 @@ class ServedModel:
 class Catalogue:
     """Finds models by the names clients type."""
 
-    def __init__(self, store: StoredModels) -> None:
+    def __init__(self, store: StoredModels, *, go_templates: GoTemplates = "auto") -> None:
+        """Take the store, and whether TEMPLATE layers are used."""
         self.store = store
+        self._go_templates = go_templates
 
     def find(self, name: ModelName) -> ServedModel | None:
         """The model of this name, whatever its case; ``None`` if there is none.
@@ -94,7 +96,7 @@ class Catalogue:
             LoadFailedError: it is damaged, or not a model.
         """
         try:
-            return served(self.store.resolve(name))
+            return served(self.store.resolve(name), self._go_templates)
         except ModelMissingError:
             return None
         except AppError as error:
@@ -113,13 +115,13 @@ class Catalogue:
         models = []
         for model in survey.models:
             try:
-                models.append(served(model))
+                models.append(served(model, self._go_templates))
             except LoadFailedError as error:
                 LOG.warning("%s is not listed: %s", model.name.short(), error)
         return tuple(models)
 
 
-def served(model: InstalledModel) -> ServedModel:
+def served(model: InstalledModel, go_templates: GoTemplates) -> ServedModel:
     """Add what the header says.
 
     Raises:
@@ -135,9 +137,8 @@ def served(model: InstalledModel) -> ServedModel:
     if model.projectors:
         # The engine child takes no projector yet, so the model is served for text only.
         LOG.debug("%s: its projector is not used", model.name.short())
-    return ServedModel(
-        installed=model, traits=traits, template=_choice(model.model_path, model.template)
-    )
+    template = _choice(model.model_path, model.template, go_templates)
+    return ServedModel(installed=model, traits=traits, template=template)
 
 
 def read_reference(text: str, *, cloud: str = CLOUD_INFERENCE) -> ModelName | None:
@@ -256,9 +257,9 @@ def _traits(model_path: Path) -> Traits:
 
 
 @functools.lru_cache(maxsize=256)
-def _choice(model_path: Path, layer: str | None) -> Choice:
+def _choice(model_path: Path, layer: str | None, go_templates: GoTemplates) -> Choice:
     """Cached by path and layer: the probing takes some milliseconds."""
-    choice = choose(layer=layer, jinja=_traits(model_path).jinja)
+    choice = choose(layer=layer, jinja=_traits(model_path).jinja, use=go_templates)
     if choice.fault:
         LOG.warning("a template of %s cannot be used: %s", model_path.name, choice.fault)
     return choice

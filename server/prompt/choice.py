@@ -24,6 +24,9 @@ from server.prompt.gotemplate.tools import Style
 from server.prompt.jinja import JinjaTemplate, TemplateBrokenError
 from server.prompt.render import probe
 
+GoTemplates = Literal["auto", "on", "off"]
+"""Whether TEMPLATE layers are used: unless the Jinja can more, always, or only without a Jinja."""
+
 TemplateSource = Literal["go", "jinja", "builtin"]
 
 _NAME, _VALUE, _RESULT = "probename", "probevalue", "proberesult"
@@ -76,8 +79,14 @@ class Offer:
     round_trips: bool
 
 
-def choose(*, layer: str | None, jinja: str | None) -> Choice:
-    """Choose between the TEMPLATE layer and the file's own template; either may be absent."""
+def choose(*, layer: str | None, jinja: str | None, use: GoTemplates = "auto") -> Choice:
+    """Choose between the TEMPLATE layer and the file's own template; either may be absent.
+
+    Args:
+        layer: the TEMPLATE layer.
+        jinja: the file's own.
+        use: whether the layer is used where there are both.
+    """
     if layer is None or not layer.strip():
         if jinja is None:
             return Choice(source="builtin", text=DEFAULT_TEMPLATE, go=PromptTemplate())
@@ -89,7 +98,9 @@ def choose(*, layer: str | None, jinja: str | None) -> Choice:
         return replace(go, fault=go.fault or own.fault)
     if go.go is None:
         return replace(own, fault=go.fault)
-    return own if prefers_jinja(_offer_of_go(go.go), _offer_of_jinja(jinja)) else go
+    if use == "auto":
+        use = "off" if prefers_jinja(_offer_of_go(go.go), _offer_of_jinja(jinja)) else "on"
+    return own if use == "off" else go
 
 
 def _jinja_choice(source: str) -> Choice:

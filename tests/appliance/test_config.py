@@ -44,6 +44,7 @@ def test_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> No
         ("[server]\nkeep_alive = 'soon'\n", "server.keep_alive"),
         ("[server]\nkv_cache_type = 'f64'\n", "server.kv_cache_type"),
         ("[server]\nlog_requests = 1\n", "server.log_requests"),
+        ("[server]\ngo_template = 'sometimes'\n", "server.go_template"),
         ("[server]\norigins = [1]\n", "server.origins"),
         ("[store]\npath = 'relative'\n", "store.path"),
         ("[store]\nreserve = 'plenty'\n", "store.reserve"),
@@ -63,6 +64,14 @@ def test_wrong_setting_is_refused_with_its_place(tmp_path: Path, text: str, at: 
         Config.load(file=written(tmp_path, text))
     assert at in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", "on"), ("true", "on"), ("0", "off"), ("False", "off"), ("auto", "auto"), ("", "auto")],
+)
+def test_use_of_template_layers_is_read_as_ollama_does(text: str, value: str) -> None:
+    assert Config.load(environ={"OLLAMA_GO_TEMPLATE": text}).server.go_template == value
 
 
 def test_named_file_must_exist(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class LiveServer:
             start_runner=self._start_runner,
             limits=SchedulerLimits(max_queue=max_queue),
         )
-        catalogue = Catalogue(self.store)
+        catalogue = Catalogue(self.store, go_templates=server.go_template)
         self.answerer = Answerer(
             catalogue=catalogue,
             scheduler=self.scheduler,

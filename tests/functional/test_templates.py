@@ -190,3 +190,18 @@ def test_call_is_read_in_the_form_of_the_template(tmp_path: Path) -> None:
     assert message["content"] == "Well. "
     (call,) = message["tool_calls"]
     assert call["function"] == {"index": 0, "name": "f", "arguments": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "sources"), [("on", ("go", "go")), ("off", ("jinja", "go")), ("auto", ("go", "go"))]
+)
+def test_operator_decides_for_all_models(
+    tmp_path: Path, setting: str, sources: tuple[str, str]
+) -> None:
+    with LiveServer(tmp_path, flags={"go_template": setting}) as server:
+        put_model(server.store, "both", tmp_path, texts={"template": TURNS})
+        put_model(server.store, "only", tmp_path, template=None, texts={"template": TURNS})
+        shown = [server.post("/api/show", model=name)[1] for name in ("both", "only")]
+        prompt = render(server, "/api/chat", model="both", messages=[USER])
+    assert tuple(answer["template_source"] for answer in shown) == sources
+    assert prompt == ("(user)q(answer)" if sources[0] == "go" else "[user]q[assistant]")

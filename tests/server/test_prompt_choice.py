@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.prompt.choice import Offer, choose, prefers_jinja
+from server.prompt.choice import GoTemplates, Offer, choose, prefers_jinja
 from server.prompt.gotemplate.tools import Style
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,24 @@ def test_template_is_chosen_as_ollama_does(
     assert choice.text == {"go": layer, "jinja": jinja, "builtin": "{{ .Prompt }}"}[source]
     assert (choice.go is None) == (source == "jinja" or layer == BROKEN_GO)
     assert bool(choice.fault) == (layer == BROKEN_GO or jinja == BROKEN_JINJA)
+
+
+@pytest.mark.parametrize(
+    ("layer", "jinja", "use", "source"),
+    [
+        (DEMO_GO, DEMO_JINJA, "off", "jinja"),
+        (DEMO_GO, BROKEN_JINJA, "off", "go"),
+        (DEMO_GO, None, "off", "go"),
+        (None, None, "off", "builtin"),
+        (CHATML, DEMO_JINJA, "on", "go"),
+        (BROKEN_GO, DEMO_JINJA, "on", "jinja"),
+        (None, DEMO_JINJA, "on", "jinja"),
+    ],
+)
+def test_operator_decides_where_there_are_both(
+    layer: str | None, jinja: str | None, use: GoTemplates, source: str
+) -> None:
+    assert choose(layer=layer, jinja=jinja, use=use).source == source
 
 
 @pytest.mark.parametrize(
