@@ -76,22 +76,33 @@ def test_an_empty_passphrase_is_refused() -> None:
         KEY.dump(b"")
 
 
+P256 = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt
+6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q==
+-----END PUBLIC KEY-----
+"""
+"""The base point of the curve: nobody's key."""
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     [
-        "",
-        "# only a comment",
-        "ed25519:",
-        "ed25519:AAAA",
-        "ed25519:not base64!",
-        "rsa:AAAA",
-        "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
-        "x" * 100_000,
-        KEY.dump(None).decode(),
+        ("", "found no key"),
+        ("# only a comment", "found no key"),
+        ("ed25519:", "found 0"),
+        ("ed25519:AAAA", "found 3"),
+        ("ed25519:not base64!", "base64"),
+        ("rsa:AAAA", "rsa:AAAA"),
+        ("rsa:" + KEY.public_key.text().removeprefix("ed25519:"), "ed25519:<base64>, found 'rsa:"),
+        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "damaged"),
+        (P256, "another kind"),
+        ("x" * 100_000, "short text"),
+        (KEY.dump(None).decode(), "private key"),
+        (KEY.public_key.text() + "\n# PRIVATE KEY", "private key"),
     ],
 )
-def test_what_is_no_public_key_is_refused(text: str) -> None:
-    with pytest.raises(KeyFileError):
+def test_what_is_no_public_key_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(KeyFileError, match=reason):
         PublicKey.parse(text)
 
 

@@ -49,7 +49,7 @@ names = st.builds(
         "name@sha256:" + "0" * 64,
         "m" * 81,
         "model:" + "t" * 81,
-        "h" * 351 + "/ns/model",
+        "h" * 256 + "/ns/model",
         "names.pace/model",
         "modèle",
         "a:b:c",
