@@ -185,6 +185,11 @@ class Batching:
         self._free = list(range(limits.sequences - 1, -1, -1))
         self._clock = 0
 
+    @property
+    def decoding(self) -> int:
+        """Requests of which the next step computes a token, whatever its budget."""
+        return sum(run.pending == 1 and not run.parked for run in self.running.values())
+
     def submit(self, work: Work) -> None:
         """Queue a request.
 

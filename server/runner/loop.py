@@ -139,9 +139,10 @@ class Loop:
         chunks = self._next_chunks()
         if not chunks:
             return None
-        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        decoding = sum(len(chunk.tokens) == 1 for chunk in chunks)
+        prefill = sum(len(chunk.tokens) for chunk in chunks) - decoding
         requests = frozenset(chunk.id for chunk in chunks)
-        if not self._inbox.begin(requests, self._pace.expect(tokens)):
+        if not self._inbox.begin(requests, self._pace.expect(decoding, prefill)):
             return None
         batch = self._engine.batch
         batch.clear()
@@ -153,7 +154,7 @@ class Loop:
         answer = self._engine.decode()
         self._inbox.end()
         if answer == library.OK:
-            self._pace.measure(tokens, self._clock() - begin_s)
+            self._pace.measure(decoding, prefill, self._clock() - begin_s)
             self._shrink = 0
             del self._suspects[:1]
             return self._sample(chunks)
@@ -163,7 +164,7 @@ class Loop:
         return [] if answer == library.ABORTED else self._isolate(chunks, answer)
 
     def _next_chunks(self) -> tuple[Chunk, ...]:
-        budget = max(self._pace.budget(len(self._batching.running)) >> self._shrink, 1)
+        budget = max(self._pace.budget(self._batching.decoding) >> self._shrink, 1)
         chunks = self._batching.plan(budget)
         while self._suspects:
             alone = tuple(chunk for chunk in chunks if chunk.id == self._suspects[0])

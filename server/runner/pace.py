@@ -1,19 +1,33 @@
-"""How much prefill a step may carry, from how fast this machine has been. Pure."""
+"""How much prefill a step may carry, from how fast this machine has been. Pure.
+
+A step is taken to last a base, which does not depend on how many rows (tokens) it has, and a time
+per row. Rows of prefill and of decoding cost about the same; what streams wait for is the step.
+"""
 
 from __future__ import annotations
 
 SHARED_STEP_S = 0.08
-"""Aim for a step while several requests run. Why: others' tokens stay fluent, and a cancelled
-request is gone within 100 ms even where a running step cannot be aborted."""
+"""Aim for a step while others decode. Why: their tokens stay fluent, and a cancelled request is
+gone within 100 ms even where a running step cannot be aborted."""
 
 ALONE_STEP_S = 1.0
-"""Aim for a step while one request runs: it is how long a new one may wait for its turn."""
+"""Aim for a step while nobody decodes: it is how long a new request may wait for its turn."""
+
+TILE_ROWS = 64
+"""Steps with prefill have a multiple of this many rows. Why: from 64 rows on the engine's CPU
+attention works in tiles. 64 rows behind 1,024 cells take half as long as 63, and rows beyond a
+whole tile cost as much as without one. Source: GGML_FA_TILE_Q in ggml-cpu."""
+
+LONGEST_TILE_S = 2.0
+"""A tile that takes longer is not waited for. Why: twice `ALONE_STEP_S`, so that a machine busy
+with other work does not fall back to steps that cost more."""
 
 LEAST_TOKENS = 32
-"""Prefill goes on at least this fast. Why: below it a step costs nearly as much as at it."""
+"""Prefill goes on at least this fast where tiles take too long. Why: below it a step costs nearly
+as much as at it."""
 
 PREFILL_TOKENS = 16
-"""Steps from this size on tell the prefill rate; smaller ones are decoding."""
+"""Steps with at least so much prefill tell the time per row; those with none tell the base."""
 
 _WEIGHT = 0.3
 """Of the newest measurement, in the moving averages."""
@@ -26,25 +40,33 @@ class Pace:
         """Begin with the batch size and a first measurement, in tokens per second."""
         self._batch = batch_tokens
         self._rate = prefill_rate
-        self._decode_s = 0.0
+        self._base_s = 0.0
 
-    def budget(self, active: int) -> int:
-        """Prefill tokens for the next step, with ``active`` requests running."""
-        aim_s = ALONE_STEP_S if active <= 1 else SHARED_STEP_S
-        return min(max(int(aim_s * self._rate), LEAST_TOKENS), self._batch)
+    def budget(self, decoding: int) -> int:
+        """Prefill tokens for the next step, beside ``decoding`` rows of one token each."""
+        aim_s = SHARED_STEP_S if decoding else ALONE_STEP_S
+        rows = int(max(aim_s - self._base_s, 0.0) * self._rate)
+        if self._rate * LONGEST_TILE_S >= TILE_ROWS:
+            least = (decoding // TILE_ROWS + 1) * TILE_ROWS
+            rows = max(rows - rows % TILE_ROWS, least)
+        else:
+            rows = max(rows, decoding + LEAST_TOKENS)
+        return max(min(rows, self._batch) - decoding, 1)
 
-    def expect(self, tokens: int) -> float:
+    def expect(self, decoding: int, prefill: int) -> float:
         """Seconds the next step will take, as far as is known."""
-        if tokens < PREFILL_TOKENS:
-            return self._decode_s
-        return tokens / self._rate
+        return self._base_s + (decoding + prefill) / self._rate
 
-    def measure(self, tokens: int, seconds: float) -> None:
+    def measure(self, decoding: int, prefill: int, seconds: float) -> None:
         """Note how long a step took."""
-        if tokens < PREFILL_TOKENS:
-            self._decode_s = _blend(self._decode_s, seconds)
-        elif seconds > 0:
-            self._rate = _blend(self._rate, tokens / seconds)
+        if seconds <= 0:
+            return
+        rows = decoding + prefill
+        if prefill >= PREFILL_TOKENS:
+            # At least half counts as the rows' share, however wrong the base is by now.
+            self._rate = _blend(self._rate, rows / max(seconds - self._base_s, seconds / 2))
+        elif not prefill:
+            self._base_s = _blend(self._base_s, max(seconds - rows / self._rate, 0.0))
 
 
 def _blend(average: float, value: float) -> float:
