@@ -85,7 +85,8 @@ def receive(environment: dict[str, str]) -> None:
     """The target: trust the key once, check every byte, import what fits this machine."""
     say("Target: trust the packer's key, then check and import what the stick holds")
     export(environment, SATCHEL_STORE=str(ROOT / FOLDER / "store"))
-    run("satchel", "trust", "add", str(FOLDER / "keys" / "demo.pub"), environment=environment)
+    key = str(FOLDER / "keys" / "demo.pub")
+    run("satchel", "trust", "add", key, "--yes", environment=environment)
     run("satchel", "verify", str(FOLDER / "stick"), environment=environment)
     run("satchel", "import", str(FOLDER / "stick"), environment=environment)
     run("satchel", "list", environment=environment)

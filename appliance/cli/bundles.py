@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from appliance.site import Request
 from appliance.verify import Report, verify_bundle
 from hwprobe.quantity import Bytes
 
+_ROLLBACK = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}:[1-9][0-9]{0,15}")
 MediumArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The medium, or one bundle directory on it.")
 ]
@@ -53,6 +55,10 @@ def _request(
 ) -> Request:
     if variants and all_variants:
         raise RequestError("expected --variant or --all, found both")
+    if allow_rollback and not _ROLLBACK.fullmatch(allow_rollback):
+        raise RequestError(
+            f"allow-rollback: expected CHANNEL:SEQ such as main:7, found {allow_rollback!r}"
+        )
     wanted = Wanted(variants=tuple(variants or ()), all_variants=all_variants)
     return Request(medium=medium, wanted=wanted, allow_rollback=allow_rollback)
 

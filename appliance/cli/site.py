@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -145,13 +146,19 @@ def health_command(
 @trust_app.command("add")
 def trust_add(
     key_file: Annotated[Path, typer.Argument(metavar="KEY.pub")],
+    *,
     label: Annotated[str, typer.Option(help="What to call it; else the file's name.")] = "",
+    words: Annotated[
+        str, typer.Option(help="The words its owner read out; refuse any other key.")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether the words match.")] = False,
     store: StoreOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Trust a public key. Compare its words with the owner first."""
+    """Trust a public key. On a terminal its words are shown first, to compare with the owner."""
     key = PublicKey.parse(_read_key(key_file))
+    _compare_words(key, words, ask=not (yes or json_))
     now = timestamp(time.time())
     found = open_store(load_config(config, store))
     with found.writing():
@@ -166,6 +173,20 @@ def trust_add(
         return
     typer.echo(f"{'trusted already' if known else 'trusted'}: {key.key_id}")
     typer.echo(f"words: {key.words()}")
+
+
+def _compare_words(key: PublicKey, words: str, *, ask: bool) -> None:
+    """Let a person, or the words a script was given, say that it is the right key."""
+    if words:
+        if words.strip().lower() != key.words():
+            raise RequestError(
+                f"words: expected {words.strip().lower()}, found {key.words()}",
+                hint="this is another key than its owner described; it was not added",
+            )
+    elif ask and sys.stdin.isatty() and sys.stdout.isatty():
+        typer.echo(f"words: {key.words()}")
+        if not typer.confirm("Does the owner read out the same words?"):
+            raise RequestError("the key was not added")
 
 
 def _read_key(path: Path) -> str:

@@ -350,3 +350,24 @@ def test_output_into_a_pipe_that_closes_is_no_trace(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stderr == b""
+
+
+def test_key_with_other_words_than_its_owner_read_out_is_not_added(
+    satchel: Satchel, tmp_path: Path
+) -> None:
+    key = tmp_path / "t.pub"
+    key.write_text(TRUSTED.public_key.text())
+    code, out, err = satchel("trust", "add", str(key), "--words", "some-other-words")
+    assert (code, out) == (2, "")
+    assert "words: expected some-other-words, found " in err
+    assert "threshold 1 of 0" in satchel("trust", "list")[1]
+    words = TRUSTED.public_key.words()
+    assert satchel("trust", "add", str(key), "--words", words.upper())[0] == 0
+    assert words in satchel("trust", "list")[1]
+
+
+@pytest.mark.parametrize("text", ["foo", "main:", "main:0", "main:7x", ":7"])
+def test_malformed_consent_to_a_rollback_is_a_usage_error(satchel: Satchel, text: str) -> None:
+    code, _, err = satchel("import", "/nowhere", "--allow-rollback", text)
+    assert code == 2
+    assert "allow-rollback: expected CHANNEL:SEQ such as main:7" in err
