@@ -340,6 +340,7 @@ class BatchingMachine(RuleBasedStateMachine):
         self.cache = Cache(self.limits)
         self.next = 0
         self.known: dict[int, list[int]] = {}
+        self.sampled: dict[int, int] = {}
         self.token = 100
 
     @rule(
@@ -398,12 +399,15 @@ class BatchingMachine(RuleBasedStateMachine):
         run = self.batching.running[chunk.id]
         assert run.evaluated == len(run.held.tokens)
         effects = self.batching.append(chunk.id, self.token % 2)
+        self.sampled[chunk.id] = self.sampled.get(chunk.id, 0) + 1
         if effects is None:
             assert not run.work.slide
-            self.cache.apply(self.batching.finish(chunk.id))
-            del self.known[chunk.id]
         else:
             self.cache.apply(effects)
+        # A request ends with the last token it was admitted for: its reservation holds no more.
+        if effects is None or self.sampled[chunk.id] >= run.work.most_tokens:
+            self.cache.apply(self.batching.finish(chunk.id))
+            del self.known[chunk.id]
 
     @precondition(lambda self: self.known)
     @rule(choice=st.integers(0, 100), keep=st.booleans())
