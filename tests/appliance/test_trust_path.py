@@ -14,6 +14,9 @@ from appliance.layout import Paths
 from appliance.receipt import last_receipt
 from appliance.store import Store
 from appliance.trust import TrustPolicy, load_policy, save_policy
+from bundler.format.digest import Digest
+from bundler.format.errors import DamagedError
+from bundler.format.manifest import BlobRef, sum_totals
 from bundler.format.name import ModelName
 from hwprobe.errors import ProbeError
 from tests.appliance.sites import Desk, snapshot
@@ -135,3 +138,17 @@ def test_a_name_that_cannot_be_set_is_said_and_leaves_no_files(desk: Desk) -> No
     with pytest.raises(StoreError, match="manifest"):
         desk.carry(forge(layers=[("license", b"MIT")]))
     assert snapshot(desk.store.paths.root) == before
+
+
+def test_verify_reads_also_files_that_no_import_needs(desk: Desk) -> None:
+    text = b"FROM demo"
+    bundle = forge()
+    blob = BlobRef(digest=Digest.of(text), size_bytes=len(text))
+    model = dataclasses.replace(bundle.manifest.models[0], modelfile=blob.digest)
+    bundle = bundle.with_manifest(
+        models=(model,),
+        blobs=(blob,),
+        totals=sum_totals(bundle.manifest.artifacts, (blob,)),
+    )
+    directory = bundle.with_file(b"FROM evil", named=blob.digest).write(desk.medium)
+    assert [type(one) for one in desk.check(directory).findings] == [DamagedError]

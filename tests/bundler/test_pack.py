@@ -232,6 +232,13 @@ def test_a_medium_whose_directories_lead_elsewhere_is_refused(tmp_path: Path, pl
     assert list(elsewhere.iterdir()) == []
 
 
+def test_the_medium_itself_may_be_named_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "stick").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "stick")
+    run(request_for(tmp_path, out=tmp_path / "link"))
+    assert unpack(tmp_path / "stick", trusting(TRUSTED))
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stick").write_text("x")
     with pytest.raises(BundleError):

@@ -82,6 +82,21 @@ def test_duplicate_key_is_refused(tmp_path: Path) -> None:
     _refused(tmp_path / "x", data, expected="every key once", found="'a'")
 
 
+def test_empty_tensor_name_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x", [], [Tensor("", (32,))])
+    with pytest.raises(GgufError, match="a tensor name, found an empty one"):
+        read_header(path)
+
+
+def test_cut_off_arrays_are_refused_where_they_start(tmp_path: Path) -> None:
+    whole = gguf_header([("a", [1] * 5000), ("b", ["long enough"] * 300)])
+    for size in (100, 20_000, len(whole) - 1):
+        path = tmp_path / str(size)
+        path.write_bytes(whole[:size])
+        with pytest.raises(GgufError, match=r"left|at most"):
+            read_header(path)
+
+
 def test_empty_key_is_refused(tmp_path: Path) -> None:
     _refused(tmp_path / "x", gguf_header([("", 1)]), expected="a key", found="an empty one")
 
