@@ -100,15 +100,25 @@ class TestAnswers:
 
         assert [runner.finish(request).text for request in requests] == wanted
 
-    def test_same_seed_gives_the_same_text_also_among_others(self, runner: Driver) -> None:
+    def test_same_seed_gives_the_same_text(self, runner: Driver) -> None:
+        """Hot enough that nearly every seed gives a text of its own; the prompt is warm."""
         options: dict[str, Any] = {"seed": 42, "temperature": 5.0, "top_p": 1.0, "num_predict": 40}
+        runner.generate(SKY["prompt"], num_predict=1)
+        first = runner.generate(SKY["prompt"], **options)
+        second = runner.generate(SKY["prompt"], **options)
+        other_seed = runner.generate(SKY["prompt"], **{**options, "seed": 43})
+
+        assert first.text == second.text
+        assert first.text != other_seed.text
+
+    def test_other_requests_do_not_draw_from_the_same_dice(self, runner: Driver) -> None:
+        """At an ordinary temperature: hotter, the engine's own rounding shows (docs/batching.md)."""
+        options: dict[str, Any] = {"seed": 42, "temperature": 1.0, "num_predict": 40}
         alone = runner.generate(SKY["prompt"], **options)
         others = [runner.start(CASES[n]["prompt"], num_predict=30) for n in (3, 4, 5)]
         among = runner.generate(SKY["prompt"], **options)
-        other_seed = runner.generate(SKY["prompt"], **{**options, "seed": 43})
 
         assert alone.text == among.text
-        assert alone.text != other_seed.text
         for request in others:
             runner.finish(request)
 
