@@ -112,7 +112,7 @@ class TestAnswers:
         assert first.text != other_seed.text
 
     def test_other_requests_do_not_draw_from_the_same_dice(self, runner: Driver) -> None:
-        """At an ordinary temperature: hotter, the engine's own rounding shows (docs/batching.md)."""
+        """At an ordinary temperature; hotter, the engine's rounding shows (docs/batching.md)."""
         options: dict[str, Any] = {"seed": 42, "temperature": 1.0, "num_predict": 40}
         alone = runner.generate(SKY["prompt"], **options)
         others = [runner.start(CASES[n]["prompt"], num_predict=30) for n in (3, 4, 5)]
