@@ -26,6 +26,7 @@ from appliance.errors import (
     WrongSiteError,
 )
 from appliance.journal import Journal
+from bundler.format import envelope
 from bundler.format.digest import Digest
 from bundler.format.errors import (
     BadSignatureError,
@@ -570,7 +571,15 @@ def test_any_changed_byte_of_a_bundle_is_refused(
     flip(path, offset, data.draw(st.integers(1, 255)))
     before = snapshot(desk.store.paths.root)
     caught = outcome(desk, directory)
-    assert caught is not None
+    if caught is None:
+        # Only the key id may differ: it is a hint, and every trusted key is tried.
+        found = envelope.parse((directory / "bundle.dsse.json").read_bytes())
+        honest = envelope.parse(bundle.envelope())
+        assert found.payload == honest.payload
+        assert [one.signature for one in found.signatures] == [
+            one.signature for one in honest.signatures
+        ]
+        return
     assert caught.exit_code in {10, 11}
     assert snapshot(desk.store.paths.root) == before
 
