@@ -343,16 +343,8 @@ def _command(task: _Task, prompt: Prompt) -> protocol.Generate:
         truncate=task.request.truncate,
         shift=task.request.shift,
         top_logprobs=task.request.top_logprobs,
-        grammar=_grammar(task.request),
+        constraint=task.request.constraint,
     )
-
-
-def _grammar(request: RequestOptions) -> dict[str, object] | None:
-    if request.response_format is None:
-        return None
-    if isinstance(request.response_format, str):
-        return {"kind": "json"}
-    return {"kind": "json_schema", "source": dict(request.response_format)}
 
 
 def _finish(outcome: Outcome, *, load_s: float, total_s: float, with_context: bool) -> FinishChunk:

@@ -87,6 +87,44 @@ class SamplingOptions:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 
+ConstraintKind = Literal["json", "json_schema", "regex", "lark", "gbnf"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoning:
+    """What stands around the reasoning that may come before an answer.
+
+    Attributes:
+        open: what it begins with.
+        close: what it ends with.
+        opened: the prompt already ended inside it.
+    """
+
+    open: str
+    close: str
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What an answer may look like, whoever asks for it.
+
+    Attributes:
+        kind: what ``source`` is; ``json`` is any JSON object and needs none.
+        source: a JSON schema as JSON text, a regular expression, or a grammar.
+        strict: refuse a schema that cannot be enforced in full, instead of enforcing the rest.
+        after: the answer is free until one of these texts has been said, bound behind it, and
+            free again once what is bound is complete. Empty: bound from the beginning to the end.
+        reasoning: reasoning is free; what is bound begins behind it.
+    """
+
+    kind: ConstraintKind
+    source: str = ""
+    strict: bool = False
+    after: tuple[str, ...] = ()
+    reasoning: Reasoning | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """What a request may ask of the load; ``None`` leaves it to placement.
@@ -212,7 +250,7 @@ class RequestOptions:
         options: native ``options`` as sent (already type-checked), to be laid over the model's.
         keep_alive_s: seconds the model stays after this request; negative means for ever,
             ``None`` the server's default.
-        response_format: ``None``, ``"json"``, or a JSON schema object.
+        constraint: what the answer may look like; ``None`` for anything.
         think: ``None`` lets the model's template decide; a level is a non-empty string.
         top_logprobs: ``None`` without log-probabilities, else how many alternatives.
     """
@@ -221,7 +259,7 @@ class RequestOptions:
     options: JsonObject = field(default_factory=dict)
     keep_alive_s: float | None = None
     stream: bool = True
-    response_format: str | JsonObject | None = None
+    constraint: Constraint | None = None
     think: bool | str | None = None
     truncate: bool = True
     shift: bool = True

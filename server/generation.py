@@ -104,7 +104,7 @@ def complete(
         BadRequestError: the engine does not take the request.
         EngineRefusedError: the engine failed at it.
     """
-    if request.grammar is None or not thinks:
+    if request.constraint is None or not thinks:
         yield from _pieces(rows(runner.generate(request), gone, outcome), output, outcome)
         return
     raw = yield from _reasoning(runner, request, output=output, gone=gone, outcome=outcome)
@@ -143,7 +143,7 @@ def _reasoning(
         What to put behind the prompt: the reasoning with its tags; ``None`` if all has been said.
     """
     raw = ""
-    stream = runner.generate(replace(request, grammar=None))
+    stream = runner.generate(replace(request, constraint=None))
     shown = False
     kept = 0
     for row in rows(stream, gone, outcome, cancelled_is_end=False):

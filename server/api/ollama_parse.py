@@ -11,7 +11,7 @@ from typing import Any
 from server.api.body import Fields
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
-from server.chat import ChatRequest, GenerateRequest, JsonObject, Message, Tool, ToolCall
+from server.chat import ChatRequest, Constraint, GenerateRequest, Message, Tool, ToolCall
 from server.errors import BadRequestError
 
 MOST_TOP_LOGPROBS = 20
@@ -81,7 +81,7 @@ def _shared(fields: Fields) -> dict[str, Any]:
         "options": fields.object("options").values,
         "keep_alive_s": parse_keep_alive(fields.values.get("keep_alive")),
         "stream": fields.boolean("stream", default=True),
-        "response_format": _format(fields.values.get("format")),
+        "constraint": _format(fields.values.get("format")),
         "think": _think(fields.values.get("think")),
         "truncate": fields.boolean("truncate", default=True),
         "shift": fields.boolean("shift", default=True),
@@ -92,11 +92,13 @@ def _shared(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _format(value: Any) -> str | JsonObject | None:
+def _format(value: Any) -> Constraint | None:
     if value is None or value == "":
         return None
-    if value == "json" or isinstance(value, dict):
-        return value  # type: ignore[no-any-return]  # narrowed by the comparison
+    if value == "json":
+        return Constraint(kind="json")
+    if isinstance(value, dict):
+        return Constraint(kind="json_schema", source=json_bytes(value).decode())
     found = json_bytes({"": value})[4:-1].decode()
     raise BadRequestError(
         f'invalid format: {found:.200}; expected "json" or a valid JSON Schema object'

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.body import Fields, decode_base64
+from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_tool, parse_top_logprobs
-from server.chat import ChatRequest, JsonObject, Message, ToolCall
+from server.chat import ChatRequest, Constraint, JsonObject, Message, ToolCall
 from server.errors import BadRequestError
 
 _EFFORT: Mapping[str, bool | str] = {
@@ -60,7 +61,7 @@ def parse_chat_completion(fields: Fields) -> ChatCompletion:
         options=_options(fields),
         keep_alive_s=parse_keep_alive(fields.values.get("keep_alive")),
         stream=fields.boolean("stream", default=False),
-        response_format=_response_format(fields.object("response_format")),
+        constraint=_response_format(fields.object("response_format")),
         think=_think(fields),
         top_logprobs=parse_top_logprobs(
             wanted=fields.boolean("logprobs", default=False), top=fields.integer("top_logprobs")
@@ -96,12 +97,13 @@ def _think(fields: Fields) -> bool | str | None:
     return _EFFORT[effort]
 
 
-def _response_format(fields: Fields) -> str | JsonObject | None:
+def _response_format(fields: Fields) -> Constraint | None:
     match fields.string("type"):
         case "json_object":
-            return "json"
+            return Constraint(kind="json")
         case "json_schema":
-            return fields.object("json_schema").object("schema").values
+            schema = fields.object("json_schema").object("schema").values
+            return Constraint(kind="json_schema", source=json_bytes(schema).decode())
         case _:
             return None
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from server.chat import Constraint
 from server.errors import EngineRefusedError
 
 MAX_SCHEMA_BYTES = 64 << 10
@@ -44,24 +43,28 @@ ws      ::= ( " " | "\n" [ \t]{0,20} )?
 """Any JSON object. White space and numbers are bounded: models get lost in them."""
 
 
-def gbnf(wanted: Mapping[str, Any]) -> str:
-    """The grammar for ``{"kind": "json" | "json_schema" | "gbnf", "source": …}``.
+def gbnf(wanted: Constraint) -> str:
+    """The grammar for a constraint.
 
     Raises:
         EngineRefusedError: the kind is unknown, or the schema or grammar is not accepted.
     """
-    kind, source = wanted.get("kind"), wanted.get("source")
-    if kind == "json":
-        return JSON
-    if kind == "json_schema":
-        return _from_schema(source)
-    if kind == "gbnf" and isinstance(source, str):
-        return _bounded(source)
-    raise EngineRefusedError(f"grammar: expected json, json_schema or gbnf, found {kind!r}")
+    if wanted.after or wanted.reasoning:
+        raise EngineRefusedError("grammar: expected one for the whole answer")
+    match wanted.kind:
+        case "json":
+            return JSON
+        case "json_schema":
+            return _from_schema(wanted.source)
+        case "gbnf":
+            return _bounded(wanted.source)
+        case _:
+            raise EngineRefusedError(
+                f"grammar: expected json, json_schema or gbnf, found {wanted.kind!r}"
+            )
 
 
-def _from_schema(source: object) -> str:
-    text = source if isinstance(source, str) else json.dumps(source)
+def _from_schema(text: str) -> str:
     if len(text.encode("utf-8", "replace")) > MAX_SCHEMA_BYTES:
         raise EngineRefusedError(f"json schema: expected at most {MAX_SCHEMA_BYTES} bytes")
     try:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hwprobe.settings import EngineSettings
-from server.chat import SamplingOptions
+from server.chat import Constraint, Reasoning, SamplingOptions
 from server.errors import RunnerCrashedError
 
 MAX_LINE_BYTES = 64 << 20
@@ -54,7 +54,7 @@ class Generate:
             refusing it.
         shift: on a full context drop old tokens and go on, instead of ending with ``length``.
         top_logprobs: ``None`` without log-probabilities.
-        grammar: ``None``, or ``{"kind": "json" | "json_schema" | "gbnf", "source": …}``.
+        constraint: what the answer may look like; ``None`` for anything.
     """
 
     op: Literal["generate"] = "generate"
@@ -66,7 +66,7 @@ class Generate:
     truncate: bool = True
     shift: bool = True
     top_logprobs: int | None = None
-    grammar: dict[str, Any] | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +267,8 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             sampling["stop"] = tuple(sampling["stop"])
             sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
             fields["sampling"] = SamplingOptions(**sampling)
+            if fields["constraint"] is not None:
+                fields["constraint"] = _constraint(fields["constraint"])
         elif kind is Step:
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
         if "tokens" in fields:
@@ -276,6 +278,12 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
         raise RunnerCrashedError(
             f"broken line between server and runner: {line[:80]!r}: {error}"
         ) from error
+
+
+def _constraint(fields: dict[str, Any]) -> Constraint:
+    reasoning = fields["reasoning"]
+    fields["reasoning"] = Reasoning(**reasoning) if reasoning is not None else None
+    return Constraint(**{**fields, "after": tuple(fields["after"])})
 
 
 def _row(fields: dict[str, Any]) -> Row:

@@ -205,8 +205,8 @@ def prepare(engine: Engine, command: protocol.Generate) -> Arrival:
         slide=command.shift,
     )
     grammar = None
-    if command.grammar is not None:
-        grammar = Grammar(vocabulary, gbnf(command.grammar))
+    if command.constraint is not None:
+        grammar = Grammar(vocabulary, gbnf(command.constraint))
         _ = vocabulary.control_tokens  # found once, here rather than between two steps
     return Arrival(work=work, sampling=sampling, top_logprobs=command.top_logprobs, grammar=grammar)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.chat import Constraint
 from server.runner import protocol
 from server.runner.marking import MARK
 from tests.engine.runner_driver import DEMO, Driver, settings
@@ -28,6 +29,10 @@ def runner() -> Iterator[Driver]:
     with Driver(settings(num_ctx=512, slots=4)) as driver:
         yield driver
     assert driver.process.returncode == 0, driver.stderr
+
+
+def schema(wanted: object) -> Constraint:
+    return Constraint(kind="json_schema", source=json.dumps(wanted))
 
 
 class TestLoad:
@@ -196,17 +201,17 @@ class TestRefusals:
             ({"tokens": (3072,)}, "token: expected 0 to 3071, found 3072"),
             ({"tokens": (-1,)}, "token: expected 0 to 3071, found -1"),
             ({"prompt": "x", "repeat_penalty": 0.0}, "repeat_penalty"),
-            ({"prompt": "x", "grammar": {"kind": "xml", "source": ""}}, "grammar: expected json"),
+            ({"prompt": "x", "constraint": Constraint(kind="lark")}, "grammar: expected json"),
             (
-                {"prompt": "x", "grammar": {"kind": "gbnf", "source": "root ::= ("}},
+                {"prompt": "x", "constraint": Constraint(kind="gbnf", source="root ::= (")},
                 "the grammar is not accepted",
             ),
             (
-                {"prompt": "x", "grammar": {"kind": "json_schema", "source": {"type": "color"}}},
+                {"prompt": "x", "constraint": schema({"type": "color"})},
                 "json schema",
             ),
             (
-                {"prompt": "x", "grammar": {"kind": "json_schema", "source": {"$ref": "a:b"}}},
+                {"prompt": "x", "constraint": schema({"$ref": "a:b"})},
                 "expected \\$ref to start with #/",
             ),
             ({"prompt": "a " * 600, "truncate": False}, "input length exceeds the context length"),
@@ -228,8 +233,10 @@ class TestRefusals:
         request = runner._next - 1
         runner.finish(request)
 
-        bad = {"kind": "\ud800", "source": ""}
-        command = json.dumps({**json.loads(protocol.encode(runner.command("x"))), "grammar": bad})
+        bad = {"kind": "\ud800", "after": (), "reasoning": None}
+        command = json.dumps(
+            {**json.loads(protocol.encode(runner.command("x"))), "constraint": bad}
+        )
         runner.socket.sendall(command.encode() + b"\n")
         assert runner.finish(runner._next - 1).fault is not None
 
@@ -300,7 +307,7 @@ class TestGrammar:
             num_predict=200,
             temperature=temperature,
             seed=3,
-            grammar={"kind": "json", "source": ""},
+            constraint=Constraint(kind="json"),
         )
 
         assert row.text.startswith("{")
@@ -308,7 +315,7 @@ class TestGrammar:
             json.loads(row.text)
 
     def test_schema_is_followed(self, runner: Driver) -> None:
-        schema = {
+        wanted = {
             "type": "object",
             "properties": {"answer": {"enum": ["yes", "no"]}, "sure": {"type": "boolean"}},
             "required": ["answer", "sure"],
@@ -317,7 +324,7 @@ class TestGrammar:
         row = runner.generate(
             CHAT.format("Is the sky blue?"),
             num_predict=60,
-            grammar={"kind": "json_schema", "source": json.dumps(schema)},
+            constraint=Constraint(kind="json_schema", source=json.dumps(wanted)),
         )
 
         answer = json.loads(row.text)
@@ -329,7 +336,7 @@ class TestGrammar:
         row = runner.generate(
             CHAT.format("ping"),
             num_predict=60,
-            grammar={"kind": "gbnf", "source": 'root ::= "an air gap, " [0-9]{3}'},
+            constraint=Constraint(kind="gbnf", source='root ::= "an air gap, " [0-9]{3}'),
         )
 
         assert row.text.startswith("an air gap, ")
@@ -340,7 +347,7 @@ class TestGrammar:
         row = runner.generate(
             "<|im_start|>user\n",
             num_predict=20,
-            grammar={"kind": "gbnf", "source": 'root ::= "<|im_start|>"'},
+            constraint=Constraint(kind="gbnf", source='root ::= "<|im_start|>"'),
         )
 
         assert row.text == "<|im_start|>"
@@ -349,7 +356,9 @@ class TestGrammar:
     def test_grammar_works_beside_free_answers(self, runner: Driver) -> None:
         free = runner.start(SKY["prompt"], num_predict=70)
         bound = runner.start(
-            CHAT.format("ping"), num_predict=9, grammar={"kind": "gbnf", "source": 'root ::= "no"'}
+            CHAT.format("ping"),
+            num_predict=9,
+            constraint=Constraint(kind="gbnf", source='root ::= "no"'),
         )
 
         assert runner.finish(bound).text == "no"
@@ -378,12 +387,12 @@ class TestManyRequests:
             pid = driver.process.pid
 
             def round_of(count: int) -> None:
-                grammar = {"kind": "json", "source": ""}
+                grammar = Constraint(kind="json")
                 requests = [
                     driver.start(
                         CHAT.format(f"question {n}"),
                         num_predict=4,
-                        grammar=grammar if n % 5 == 0 else None,
+                        constraint=grammar if n % 5 == 0 else None,
                     )
                     for n in range(count)
                 ]

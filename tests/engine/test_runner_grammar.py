@@ -1,21 +1,28 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from server.chat import Constraint
 from server.errors import EngineRefusedError
 from server.runner import grammar
 
 pytestmark = pytest.mark.engine
 
 
+def constraint(kind: Any, source: object = "", **fields: Any) -> Constraint:
+    text = source if isinstance(source, str) else json.dumps(source)
+    return Constraint(kind=kind, source=text, **fields)
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("wanted", "words"),
         [
-            ({"kind": "xml", "source": ""}, "expected json, json_schema or gbnf"),
-            ({"kind": "gbnf", "source": 3}, "expected json, json_schema or gbnf"),
+            ({"kind": "regex", "source": "a"}, "expected json, json_schema or gbnf"),
+            ({"kind": "json", "after": ("x",)}, "expected one for the whole answer"),
             ({"kind": "gbnf", "source": "x" * 300_000}, "at most 262144 bytes"),
             ({"kind": "gbnf", "source": "root ::= " + "a |" * 600}, "at most 512 alternatives"),
             ({"kind": "json_schema", "source": "not json"}, "cannot be enforced"),
@@ -37,7 +44,7 @@ class TestRefusals:
     )
     def test_what_cannot_be_enforced_is_refused(self, wanted: dict[str, Any], words: str) -> None:
         with pytest.raises(EngineRefusedError, match=words):
-            grammar.gbnf(wanted)
+            grammar.gbnf(constraint(**wanted))
 
     @pytest.mark.parametrize(
         ("pattern", "costly"),
@@ -65,7 +72,7 @@ class TestSchemas:
             "required": ["name"],
         }
 
-        assert "root ::=" in grammar.gbnf({"kind": "json_schema", "source": schema})
+        assert "root ::=" in grammar.gbnf(constraint("json_schema", schema))
 
     def test_json_is_any_object(self) -> None:
-        assert grammar.gbnf({"kind": "json", "source": ""}) == grammar.JSON
+        assert grammar.gbnf(constraint("json")) == grammar.JSON

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from server.chat import Constraint
 from server.runner import protocol
 from tests.engine.runner_driver import DEMO, PATIENCE_S, Driver, settings
 
@@ -54,7 +55,7 @@ class TestCancel:
 
     def test_waiting_request_ends_without_running(self, runner: Driver) -> None:
         busy = [runner.start(PING, **ENDLESS) for _ in range(2)]
-        waiting = runner.start(PING, grammar={"kind": "json", "source": ""}, **ENDLESS)
+        waiting = runner.start(PING, constraint=Constraint(kind="json"), **ENDLESS)
 
         runner.send(protocol.Cancel(id=waiting))
 

@@ -111,7 +111,7 @@ def test_defaults_of_an_empty_request() -> None:
     )
     assert request.keep_alive_s is None
     assert request.think is None
-    assert request.response_format is None
+    assert request.constraint is None
     assert request.top_logprobs is None
 
 

@@ -15,6 +15,7 @@ from server.api.openai_write import OpenAiWriter, error_body
 from server.chat import (
     ChatRequest,
     Chunk,
+    Constraint,
     FaultChunk,
     FinishChunk,
     FinishReason,
@@ -166,10 +167,11 @@ def test_effort_becomes_think(values: dict[str, Any], think: object) -> None:
 
 def test_formats_are_translated() -> None:
     schema = {"type": "object"}
-    assert parse(response_format={"type": "text"}).response_format is None
-    assert parse(response_format={"type": "json_object"}).response_format == "json"
+    assert parse(response_format={"type": "text"}).constraint is None
+    assert parse(response_format={"type": "json_object"}).constraint == Constraint(kind="json")
     wrapped = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-    assert parse(response_format=wrapped).response_format == schema
+    bound = Constraint(kind="json_schema", source='{"type":"object"}')
+    assert parse(response_format=wrapped).constraint == bound
 
 
 def test_parts_are_put_together() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hwprobe.settings import EngineSettings
-from server.chat import FinishReason, SamplingOptions, TextChunk, ThinkingChunk
+from server.chat import Constraint, FinishReason, SamplingOptions, TextChunk, ThinkingChunk
 from server.errors import BadRequestError, ClientGoneError, RunnerCrashedError
 from server.generation import Outcome, Piece, complete
 from server.output.stream import OutputStream
@@ -141,7 +141,7 @@ def test_format_waits_for_the_end_of_the_reasoning(tmp_path: Path) -> None:
     with runner(tmp_path, words=["<think>", "why ", "</think>", "\n\n", "{", "}"]) as on:
         outcome = Outcome()
         prompt = on.tokenize("p")
-        pieces = run(on, outcome, thinks=True, tokens=prompt, grammar={"kind": "json"})
+        pieces = run(on, outcome, thinks=True, tokens=prompt, constraint=Constraint(kind="json"))
         assert text(pieces, ThinkingChunk) == "why"
         assert text(pieces) == "<think>why </think>\n\n{}"  # the fake says the same words again
         assert outcome.row is not None
@@ -151,6 +151,8 @@ def test_format_waits_for_the_end_of_the_reasoning(tmp_path: Path) -> None:
 def test_format_without_reasoning_starts_again_under_the_grammar(tmp_path: Path) -> None:
     with runner(tmp_path, words=["{", "}"]) as on:
         outcome = Outcome()
-        pieces = run(on, outcome, thinks=True, tokens=on.tokenize("p"), grammar={"kind": "json"})
+        pieces = run(
+            on, outcome, thinks=True, tokens=on.tokenize("p"), constraint=Constraint(kind="json")
+        )
         assert text(pieces) == "{}"
         assert len(outcome.generated) == 2

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprobe.settings import EngineSettings
-from server.chat import SamplingOptions
+from server.chat import Constraint, Reasoning, SamplingOptions
 from server.errors import RunnerCrashedError
 from server.runner import protocol
 
@@ -44,7 +44,14 @@ COMMANDS = st.one_of(
         tokens=TOKENS,
         sampling=SAMPLING,
         top_logprobs=st.none() | NUMBERS,
-        grammar=st.none() | st.fixed_dictionaries({"kind": st.just("gbnf"), "source": st.text()}),
+        constraint=st.none()
+        | st.builds(
+            Constraint,
+            kind=st.sampled_from(["json", "regex", "gbnf"]),
+            source=st.text(),
+            after=st.lists(st.text(), max_size=2).map(tuple),
+            reasoning=st.none() | st.builds(Reasoning, open=st.text(), close=st.text()),
+        ),
     ),
     st.builds(protocol.Cancel, id=NUMBERS),
     st.builds(protocol.Tokenize, id=NUMBERS, text=st.text(), add_bos=st.booleans()),
