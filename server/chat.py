@@ -206,11 +206,45 @@ class ThinkingChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallStartChunk:
+    """A tool call begins: its name is known, its arguments follow.
+
+    Only dialects that stream arguments need this and `ToolCallDeltaChunk`: a call that comes to
+    its end is told whole by a `ToolCallChunk`. One that breaks off has none, and what the model
+    wrote of it follows as text. Calls do not overlap.
+
+    Attributes:
+        index: counts the calls of an answer that began, from 0.
+        id: of the call.
+    """
+
+    kind: Literal["tool_call_start"] = "tool_call_start"
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDeltaChunk:
+    """Some more of a call's arguments; of a whole call they concatenate to one JSON object."""
+
+    kind: Literal["tool_call_delta"] = "tool_call_delta"
+    index: int
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallChunk:
-    """One whole tool call."""
+    """One whole tool call.
+
+    Attributes:
+        call: the call.
+        streamed: it was told before by a `ToolCallStartChunk` and its deltas.
+    """
 
     kind: Literal["tool_call"] = "tool_call"
     call: ToolCall
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +272,10 @@ class FaultChunk:
     status: int = 500
 
 
-Chunk = TextChunk | ThinkingChunk | ToolCallChunk | FinishChunk | FaultChunk
+Piece = TextChunk | ThinkingChunk | ToolCallStartChunk | ToolCallDeltaChunk | ToolCallChunk
+"""What an answer is made of, before its end."""
+
+Chunk = Piece | FinishChunk | FaultChunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

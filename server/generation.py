@@ -15,18 +15,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from server.chat import (
-    FinishReason,
-    TextChunk,
-    ThinkingChunk,
-    TokenLogprob,
-    ToolCallChunk,
-)
+from server.chat import FinishReason, Piece, TextChunk, ThinkingChunk, TokenLogprob
 from server.errors import BadRequestError, ClientGoneError, EngineRefusedError
 from server.output.stream import OutputStream
 from server.runner import protocol
 
-Piece = TextChunk | ThinkingChunk | ToolCallChunk
 Gone = Callable[[], bool]
 
 POLL_S = 0.2
@@ -213,7 +206,7 @@ def _pieces(
         if outcome.row is row:
             pieces += output.finish()
         for piece in pieces:
-            if waiting and not isinstance(piece, ToolCallChunk):
+            if waiting and isinstance(piece, TextChunk | ThinkingChunk):
                 yield replace(piece, logprobs=waiting)
                 waiting = ()
             else:

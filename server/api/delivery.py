@@ -27,6 +27,8 @@ from server.chat import (
     TokenLogprob,
     ToolCall,
     ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
 )
 from server.errors import ClientGoneError, ServerError
 
@@ -117,6 +119,8 @@ def gather(first: Chunk | None, rest: Iterable[Chunk]) -> WholeAnswer:
                 logprobs.extend(chunk.logprobs)
             case ToolCallChunk():
                 calls.append(chunk.call)
+            case ToolCallStartChunk() | ToolCallDeltaChunk():
+                pass  # told again whole, or as text
             case FinishChunk():
                 return WholeAnswer(
                     text="".join(text),

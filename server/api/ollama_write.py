@@ -3,7 +3,7 @@
 Rules:
  * every object carries ``model`` as the client spelled it, ``created_at`` and ``done``;
  * the last one carries the reason and the metrics; a metric of zero is left out;
- * tool calls stand in an object of their own, numbered through the answer;
+ * tool calls stand whole in an object of their own, numbered through the answer;
  * a fault is ``{"error": …}``; nothing follows it.
 """
 
@@ -24,6 +24,8 @@ from server.chat import (
     TokenLogprob,
     ToolCall,
     ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
     Usage,
 )
 
@@ -47,9 +49,13 @@ class OllamaWriter:
 
     def write(self, chunk: Chunk) -> Iterable[bytes]:
         """The NDJSON records of one chunk."""
+        if isinstance(chunk, ToolCallStartChunk | ToolCallDeltaChunk):
+            return ()
         return (ndjson_line(self.record(chunk)),)
 
-    def record(self, chunk: Chunk) -> Json:
+    def record(
+        self, chunk: TextChunk | ThinkingChunk | ToolCallChunk | FinishChunk | FaultChunk
+    ) -> Json:
         """The object of one chunk."""
         match chunk:
             case TextChunk():

@@ -3,6 +3,7 @@
 Rules:
  * all chunks of an answer share ``id`` and ``created``; the first delta names the role;
  * a finish chunk has an empty delta; usage, where asked for, follows in a chunk without choices;
+ * a tool call begins with its index, id and name; its arguments follow in pieces;
  * a fault is an event with an ``error`` object;
  * whatever happened, ``data: [DONE]`` is the last event.
 """
@@ -25,6 +26,8 @@ from server.chat import (
     TokenLogprob,
     ToolCall,
     ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
 )
 
 Json = dict[str, Any]
@@ -56,6 +59,7 @@ class OpenAiWriter:
         self._head = {"id": id, "created": created_s, "model": model}
         self._include_usage = include_usage
         self._first = True
+        self._begun = 0
         self._calls = 0
 
     def write(self, chunk: Chunk) -> Iterable[bytes]:
@@ -66,8 +70,8 @@ class OpenAiWriter:
             case ThinkingChunk():
                 delta = {"content": "", "reasoning": chunk.text}
                 yield self._event(delta, logprobs=chunk.logprobs)
-            case ToolCallChunk():
-                yield self._event({"content": "", "tool_calls": [self._tool_call(chunk.call)]})
+            case ToolCallStartChunk() | ToolCallDeltaChunk() | ToolCallChunk():
+                yield from self._call_events(chunk)
             case FinishChunk():
                 if self._first:
                     yield self._event({"content": ""})
@@ -87,7 +91,8 @@ class OpenAiWriter:
         if answer.thinking:
             message["reasoning"] = answer.thinking
         if answer.calls:
-            message["tool_calls"] = [self._tool_call(call) for call in answer.calls]
+            message["tool_calls"] = [self._whole_call(call) for call in answer.calls]
+            self._calls = len(answer.calls)
         choice: Json = {
             "index": 0,
             "message": message,
@@ -102,6 +107,21 @@ class OpenAiWriter:
             "choices": [choice],
             "usage": _usage(answer.finish),
         }
+
+    def _call_events(
+        self, chunk: ToolCallStartChunk | ToolCallDeltaChunk | ToolCallChunk
+    ) -> Iterable[bytes]:
+        match chunk:
+            case ToolCallStartChunk():
+                begun = self._tool_call(chunk.id, chunk.name, "")
+                yield self._event({"content": "", "tool_calls": [begun]})
+            case ToolCallDeltaChunk():
+                more = {"index": self._begun - 1, "function": {"arguments": chunk.arguments}}
+                yield self._event({"tool_calls": [more]})
+            case ToolCallChunk():
+                self._calls += 1
+                if not chunk.streamed:
+                    yield self._event({"content": "", "tool_calls": [self._whole_call(chunk.call)]})
 
     def _event(
         self, delta: Json, *, finish: str | None = None, logprobs: Iterable[TokenLogprob] = ()
@@ -122,14 +142,16 @@ class OpenAiWriter:
             "system_fingerprint": FINGERPRINT,
         }
 
-    def _tool_call(self, call: ToolCall) -> Json:
-        index, self._calls = self._calls, self._calls + 1
-        arguments = json_bytes(call.arguments).decode()
+    def _whole_call(self, call: ToolCall) -> Json:
+        return self._tool_call(call.id, call.name, json_bytes(call.arguments).decode())
+
+    def _tool_call(self, id: str, name: str, arguments: str) -> Json:  # noqa: A002 - the field's name
+        index, self._begun = self._begun, self._begun + 1
         return {
-            "id": call.id,
+            "id": id,
             "index": index,
             "type": "function",
-            "function": {"name": call.name, "arguments": arguments},
+            "function": {"name": name, "arguments": arguments},
         }
 
     def _finish(self, reason: FinishReason) -> str:

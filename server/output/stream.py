@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 
-from server.chat import TextChunk, ThinkingChunk, ToolCallChunk
+from server.chat import (
+    Piece,
+    TextChunk,
+    ThinkingChunk,
+    ToolCall,
+    ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
+)
 from server.output import toolcalls
 from server.output.tailcalls import TailCallSplitter
 from server.output.thinking import Part, Tags, ThinkingSplitter
 from server.output.toolcalls import Found, ToolCallSplitter
-
-Piece = TextChunk | ThinkingChunk | ToolCallChunk
 
 DEFAULT_TAGS = Tags()
 
@@ -49,6 +56,7 @@ class OutputStream:
         self.thinks = thinking or opened
         self._thinking = ThinkingSplitter(opened=opened, tags=tags) if self.thinks else None
         self._calls: ToolCallSplitter | TailCallSplitter | None = None
+        self._begun = 0
         if tools and tool_tag == toolcalls.OPEN:
             self._calls = ToolCallSplitter(new_call_id=new_call_id)
         elif tools:
@@ -66,7 +74,7 @@ class OutputStream:
         parts = self._thinking.finish() if self._thinking is not None else []
         pieces = [piece for part in parts for piece in self._pieces(part)]
         if self._calls is not None:
-            pieces.extend(_piece(found) for found in self._calls.finish())
+            pieces.extend(self._found(self._calls.finish()))
         return tuple(pieces)
 
     def _pieces(self, part: Part) -> list[Piece]:
@@ -75,8 +83,20 @@ class OutputStream:
             return [ThinkingChunk(text=text)]
         if self._calls is None:
             return [TextChunk(text=text)]
-        return [_piece(found) for found in self._calls.feed(text)]
+        return self._found(self._calls.feed(text))
 
+    def _found(self, found: Iterable[Found]) -> list[Piece]:
+        pieces: list[Piece] = []
+        for each in found:
+            pieces.extend([TextChunk(text=each)] if isinstance(each, str) else self._call(each))
+        return pieces
 
-def _piece(found: Found) -> Piece:
-    return TextChunk(text=found) if isinstance(found, str) else ToolCallChunk(call=found)
+    def _call(self, call: ToolCall) -> tuple[Piece, ...]:
+        index, self._begun = self._begun, self._begun + 1
+        return (
+            ToolCallStartChunk(index=index, id=call.id, name=call.name),
+            ToolCallDeltaChunk(
+                index=index, arguments=json.dumps(call.arguments, ensure_ascii=False)
+            ),
+            ToolCallChunk(call=call, streamed=True),
+        )

@@ -25,6 +25,8 @@ from server.chat import (
     TokenLogprob,
     ToolCall,
     ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
     Usage,
 )
 from server.errors import BadRequestError, ClientGoneError, RunnerCrashedError, ServerError
@@ -349,6 +351,8 @@ TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=5)
 CHUNKS = st.lists(
     st.builds(lambda text: TextChunk(text=text), TEXT)
     | st.builds(lambda text: ThinkingChunk(text=text), TEXT)
+    | st.just(ToolCallStartChunk(index=0, id="call_0", name="broken"))
+    | st.just(ToolCallDeltaChunk(index=0, arguments="{"))
     | st.just(ToolCallChunk(call=CALL)),
     max_size=6,
 )
@@ -359,7 +363,7 @@ CHUNKS = st.lists(
 def test_streamed_and_whole_answers_say_the_same(chunks: list[Chunk]) -> None:
     chunks = [*chunks, FINISH]
     out = writer()
-    messages = [out.record(chunk)["message"] for chunk in chunks]
+    messages = [json.loads(line)["message"] for chunk in chunks for line in out.write(chunk)]
     whole = writer().whole(gather(chunks[0], chunks[1:]))["message"]
     assert "".join(message["content"] for message in messages) == whole["content"]
     thinking = "".join(message.get("thinking", "") for message in messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from server.chat import (
     TokenLogprob,
     ToolCall,
     ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
     Usage,
 )
 from server.errors import BadRequestError
@@ -242,6 +245,40 @@ def test_stream_opens_with_the_role_and_ends_with_the_reason() -> None:
     assert second["choices"][0]["delta"] == {"content": "b"}
     assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
     assert "usage" not in last
+
+
+def test_arguments_of_a_call_are_streamed_in_pieces() -> None:
+    begun, one, two, last = events(
+        ToolCallStartChunk(index=0, id="call_1", name="f"),
+        ToolCallDeltaChunk(index=0, arguments='{"a": '),
+        ToolCallDeltaChunk(index=0, arguments='"é"}'),
+        replace(CALL, streamed=True),
+        FINISH,
+    )
+    deltas = [event["choices"][0]["delta"] for event in (begun, one, two)]
+    assert deltas[0]["tool_calls"] == [
+        {
+            "id": "call_1",
+            "index": 0,
+            "type": "function",
+            "function": {"name": "f", "arguments": ""},
+        }
+    ]
+    assert [delta["tool_calls"] for delta in deltas[1:]] == [
+        [{"index": 0, "function": {"arguments": '{"a": '}}],
+        [{"index": 0, "function": {"arguments": '"é"}'}}],
+    ]
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_broke_off_is_no_reason_to_end() -> None:
+    *_, last = events(
+        ToolCallStartChunk(index=0, id="call_1", name="f"),
+        ToolCallDeltaChunk(index=0, arguments='{"a": '),
+        TextChunk(text='f {"a": oops'),
+        FINISH,
+    )
+    assert last["choices"][0]["finish_reason"] == "stop"
 
 
 def test_usage_follows_in_a_chunk_without_choices() -> None:

@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from hwprobe.settings import EngineSettings
-from server.chat import Constraint, FinishReason, SamplingOptions, TextChunk, ThinkingChunk
+from server.chat import (
+    Constraint,
+    FinishReason,
+    Piece,
+    SamplingOptions,
+    TextChunk,
+    ThinkingChunk,
+)
 from server.errors import BadRequestError, ClientGoneError, RunnerCrashedError
-from server.generation import Outcome, Piece, complete
+from server.generation import Outcome, complete
 from server.output.stream import OutputStream
 from server.runner import protocol
 from server.runner.process import Runner

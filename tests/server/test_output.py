@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.chat import TextChunk, ThinkingChunk, ToolCallChunk
-from server.output.stream import DEFAULT_TAGS, OutputStream, Piece
+from server.chat import (
+    Piece,
+    TextChunk,
+    ThinkingChunk,
+    ToolCallChunk,
+    ToolCallDeltaChunk,
+    ToolCallStartChunk,
+)
+from server.output.stream import DEFAULT_TAGS, OutputStream
 from server.output.thinking import Tags
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Lima"}}\n</tool_call>'
@@ -36,7 +43,7 @@ def stream(
 
 
 def run(texts: Iterable[str], **kinds: Any) -> list[Piece]:
-    """All pieces of an answer, neighbours of one kind joined."""
+    """All pieces of an answer, neighbours of one kind joined, calls only whole."""
     out = stream(**kinds)
     pieces = [piece for text in texts for piece in out.feed(text)]
     joined: list[Piece] = []
@@ -46,18 +53,19 @@ def run(texts: Iterable[str], **kinds: Any) -> list[Piece]:
             joined[-1] = TextChunk(text=last.text + piece.text)
         elif isinstance(piece, ThinkingChunk) and isinstance(last, ThinkingChunk):
             joined[-1] = ThinkingChunk(text=last.text + piece.text)
-        else:
+        elif not isinstance(piece, ToolCallStartChunk | ToolCallDeltaChunk):
             joined.append(piece)
     return joined
 
 
 def shown(pieces: list[Piece]) -> list[tuple[str, str]]:
-    return [
-        (piece.kind, f"{piece.call.name} {json.dumps(dict(piece.call.arguments))}")
-        if isinstance(piece, ToolCallChunk)
-        else (piece.kind, piece.text)
-        for piece in pieces
-    ]
+    out: list[tuple[str, str]] = []
+    for piece in pieces:
+        if isinstance(piece, ToolCallChunk):
+            out.append((piece.kind, f"{piece.call.name} {json.dumps(dict(piece.call.arguments))}"))
+        elif isinstance(piece, TextChunk | ThinkingChunk):
+            out.append((piece.kind, piece.text))
+    return out
 
 
 @pytest.mark.parametrize(
@@ -131,6 +139,19 @@ def test_tags_stay_text_when_the_model_does_not_think() -> None:
 def test_deeply_nested_arguments_stay_text() -> None:
     text = '<tool_call>{"name": "f", "arguments": ' + "[" * 100_000 + "</tool_call>"
     assert shown(run([text])) == [("text", text)]
+
+
+def test_a_call_is_told_in_pieces_and_then_whole() -> None:
+    out = stream()
+    pieces = [*out.feed(CALL + CALL), *out.finish()]
+    assert [piece.kind for piece in pieces] == [
+        "tool_call_start",
+        "tool_call_delta",
+        "tool_call",
+    ] * 2
+    assert [piece.index for piece in pieces if isinstance(piece, ToolCallStartChunk)] == [0, 1]
+    (first, _) = [piece for piece in pieces if isinstance(piece, ToolCallDeltaChunk)]
+    assert json.loads(first.arguments) == {"city": "Lima"}
 
 
 def test_each_call_has_its_own_id() -> None:
@@ -245,7 +266,7 @@ def test_no_text_is_lost(text: str, *, opened: bool) -> None:
                 piece.call.name,
                 json.dumps(dict(piece.call.arguments)),
             )
-        else:
+        elif isinstance(piece, TextChunk | ThinkingChunk):
             written += piece.text
 
     def bare(value: str) -> str:
