@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import secrets
@@ -30,8 +31,10 @@ from server.chat import (
     FinishChunk,
     FinishReason,
     GenerateRequest,
+    Piece,
     RequestOptions,
     SamplingOptions,
+    StartChunk,
     Usage,
 )
 from server.errors import (
@@ -171,6 +174,13 @@ class Answerer:
         model = self._find_for_chat(request.model)
         return self._render(self._task(model, request, self._now_s()), gone)
 
+    def count_chat(self, request: ChatRequest, gone: Gone) -> int:
+        """How many tokens the prompt of a chat has. Raises as `render_chat`."""
+        model = self._find_for_chat(request.model)
+        task = self._task(model, request, self._now_s())
+        with self._admission.enter(), self._scheduler.acquire(task.demand, gone=gone) as lease:
+            return len(self._prompt(task, lease).tokens)
+
     def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
         """The prompt a completion comes to. Raises as `render_chat`."""
         model = self._find_for_generate(request.model)
@@ -209,14 +219,16 @@ class Answerer:
             template = PromptTemplate(request.template) if request.template else None
         shown = template.capabilities if template is not None else frozenset()
         can_think = model.can("thinking") or "thinking" in shown
-        if request.think and not can_think:
-            raise BadRequestError(f'"{request.model}" does not support thinking')
+        think = request.think
+        if think and not can_think:
+            if not request.think_if_able:
+                raise BadRequestError(f'"{request.model}" does not support thinking')
+            think = None
         if isinstance(request, GenerateRequest):
             _check_generate(request, model, template)
         elif isinstance(request, ChatRequest):
             _check_chat(request, model)
         sampling, load = resolve_options(model.installed.parameters, request.options)
-        think = request.think
         if think is None and can_think:
             think = True
         return _Task(
@@ -271,7 +283,8 @@ class Answerer:
     def _generate(self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome) -> Chunks:
         prompt = self._prompt(task, lease)
         output = _output(task, prompt)
-        yield from complete(
+        request = task.request
+        pieces = complete(
             lease.runner,
             _command(task, prompt),
             output=output,
@@ -279,7 +292,7 @@ class Answerer:
             gone=gone,
             outcome=outcome,
         )
-        request = task.request
+        yield from _announced(pieces, len(prompt.tokens)) if request.announced else pieces
         wants_context = isinstance(request, GenerateRequest) and not request.raw
         yield _finish(
             outcome,
@@ -287,6 +300,16 @@ class Answerer:
             total_s=self._now_s() - task.started_s,
             with_context=wants_context,
         )
+
+
+def _announced(pieces: Generator[Piece, None, None], prompt_tokens: int) -> Chunks:
+    """Tell the length of the prompt before the first piece, or before the end without one."""
+    with contextlib.closing(pieces):
+        first = next(pieces, None)
+        yield StartChunk(prompt_tokens=prompt_tokens)
+        if first is not None:
+            yield first
+            yield from pieces
 
 
 def _check_raw(request: GenerateRequest) -> None:

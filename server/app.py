@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from server.api import health, models, ollama, openai
+from server.api import anthropic, health, models, ollama, openai
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
 from server.api.health import Readiness
-from server.api.openai_write import error_body
+from server.api.refusal import refusal
 from server.errors import ServerError, UnauthorizedError
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("satchel.server")
 REQUEST_LOG = logging.getLogger("satchel.server.requests")
-
-OPENAI_PREFIX = "/v1/"
-"""Below this path errors have OpenAI's form; elsewhere Ollama's."""
 
 
 def create_app(
@@ -75,6 +72,10 @@ def create_app(
         "/api/copy": models.Copy(store=store, max_body_bytes=max_body_bytes),
         "/api/delete": models.Delete(store=store, max_body_bytes=max_body_bytes),
         "/v1/chat/completions": openai.ChatCompletions(**shared),
+        "/v1/messages": anthropic.Messages(answerer=answerer, max_body_bytes=max_body_bytes),
+        "/v1/messages/count_tokens": anthropic.CountTokens(
+            answerer=answerer, max_body_bytes=max_body_bytes
+        ),
         "/v1/models": openai.Models(catalogue),
         "/v1/models/{model:path}": openai.Model(catalogue),
         "/healthz": health.Healthz(),
@@ -164,10 +165,9 @@ class _Errors:
     ) -> None:
         if self._hidden:
             message = message.replace(self._hidden, "the store")
-        openai_form = req.path.startswith(OPENAI_PREFIX)
         resp.status = falcon.code_to_http_status(status)
         resp.content_type = JSON_TYPE
-        resp.data = json_bytes(error_body(message, status) if openai_form else {"error": message})
+        resp.data = json_bytes(refusal(req.path, message, status))
 
 
 class Traffic:

@@ -188,6 +188,18 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartChunk:
+    """The first words are there; only requests that want it `announced` are told.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+    """
+
+    kind: Literal["start"] = "start"
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextChunk:
     """Some more visible text."""
 
@@ -275,7 +287,7 @@ class FaultChunk:
 Piece = TextChunk | ThinkingChunk | ToolCallStartChunk | ToolCallDeltaChunk | ToolCallChunk
 """What an answer is made of, before its end."""
 
-Chunk = Piece | FinishChunk | FaultChunk
+Chunk = StartChunk | Piece | FinishChunk | FaultChunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +301,9 @@ class RequestOptions:
             ``None`` the server's default.
         constraint: what the answer may look like; ``None`` for anything.
         think: ``None`` lets the model's template decide; a level is a non-empty string.
+        think_if_able: ``think`` is a wish: a model that cannot think answers without.
         top_logprobs: ``None`` without log-probabilities, else how many alternatives.
+        announced: the answer begins with a `StartChunk`.
     """
 
     model: str
@@ -298,9 +312,11 @@ class RequestOptions:
     stream: bool = True
     constraint: Constraint | None = None
     think: bool | str | None = None
+    think_if_able: bool = False
     truncate: bool = True
     shift: bool = True
     top_logprobs: int | None = None
+    announced: bool = False
     debug_render_only: bool = False
 
 

@@ -24,8 +24,7 @@ import waitress.channel
 import waitress.task
 
 from server.api.framing import JSON_TYPE, json_bytes
-from server.api.openai_write import error_body
-from server.app import OPENAI_PREFIX
+from server.api.refusal import refusal
 
 LINGER_S = 5.0
 """How long a refused client may go on sending: 64 MiB take this long at 100 Mbit/s."""
@@ -58,8 +57,7 @@ class ErrorTask(waitress.task.ErrorTask):  # type: ignore[misc]  # the library h
             limit = self.channel.adj.max_request_body_size - 1
             message = f"request body: expected at most {limit} bytes"
         path = getattr(self.request, "path", "") or ""
-        openai_form = path.startswith(OPENAI_PREFIX)
-        body = json_bytes(error_body(message, error.code) if openai_form else {"error": message})
+        body = json_bytes(refusal(path, message, error.code))
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", JSON_TYPE))
         self.set_close_on_finish()

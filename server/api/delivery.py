@@ -22,6 +22,7 @@ from server.chat import (
     FaultChunk,
     FinishChunk,
     FinishReason,
+    StartChunk,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
@@ -111,6 +112,8 @@ def gather(first: Chunk | None, rest: Iterable[Chunk]) -> WholeAnswer:
     chunks = () if first is None else (first, *rest)
     for chunk in chunks:
         match chunk:
+            case StartChunk():
+                pass
             case TextChunk():
                 text.append(chunk.text)
                 logprobs.extend(chunk.logprobs)

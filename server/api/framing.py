@@ -2,7 +2,8 @@ r"""How JSON travels: a line of NDJSON, an event of SSE, and the timestamps insi
 
 Rules:
  * an NDJSON record is one object and ``\n``; nothing marks the end of the stream;
- * an SSE record is ``data: `` and one object and a blank line; ``data: [DONE]`` ends the stream;
+ * an SSE record is ``data: `` and one object and a blank line; in OpenAI's chat and completions
+   ``data: [DONE]`` ends the stream, elsewhere each record has a name and the last one tells;
  * text goes out as UTF-8, not as ``\u`` escapes; no record holds a raw line break.
 """
 
@@ -64,6 +65,11 @@ def ndjson_line(value: Mapping[str, Any]) -> bytes:
 def sse_event(value: Mapping[str, Any]) -> bytes:
     """One unnamed server-sent event."""
     return b"data: " + json_bytes(value) + b"\n\n"
+
+
+def named_event(name: str, value: Mapping[str, Any]) -> bytes:
+    """One server-sent event with its name."""
+    return b"event: " + name.encode() + b"\ndata: " + json_bytes(value) + b"\n\n"
 
 
 def utc_timestamp(wall_ns: int) -> str:

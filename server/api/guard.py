@@ -6,7 +6,7 @@ Rules:
    ``*.internal``, and loopback, private or unspecified addresses. Otherwise a bare 403;
  * with a list of allowed hosts, these alone besides loopback are answered, wherever it listens;
  * a browser's page from an origin that is not allowed gets 403;
- * where keys are set, everything but liveness needs one.
+ * where keys are set, everything but liveness needs one, as a bearer token or in ``x-api-key``.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ ALLOW_HEADERS = ", ".join(
         "Accept",
         "X-Requested-With",
         "OpenAI-Beta",
+        "x-api-key",
+        "anthropic-version",
+        "anthropic-beta",
+        "anthropic-dangerous-direct-browser-access",
         *(f"x-stainless-{name}" for name in _STAINLESS),
     )
 )
@@ -102,8 +106,14 @@ class Guard:
             resp.set_header("Access-Control-Max-Age", str(PREFLIGHT_AGE_S))
             _end(resp, falcon.HTTP_204)
             return
-        if req.path not in OPEN_PATHS and not self._policy.keys.admit(req.auth):
+        if req.path not in OPEN_PATHS and not self._policy.keys.admit(authorization(req)):
             raise UnauthorizedError("unauthorized")
+
+
+def authorization(req: falcon.Request) -> str | None:
+    """The ``Authorization`` header, or Anthropic's ``x-api-key`` as one."""
+    key = req.get_header("X-Api-Key")
+    return req.auth or (f"Bearer {key}" if key else None)
 
 
 def host_is_allowed(header: str, policy: GuardPolicy) -> bool:

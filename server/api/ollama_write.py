@@ -19,6 +19,7 @@ from server.chat import (
     FaultChunk,
     FinishChunk,
     FinishReason,
+    StartChunk,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
@@ -49,7 +50,7 @@ class OllamaWriter:
 
     def write(self, chunk: Chunk) -> Iterable[bytes]:
         """The NDJSON records of one chunk."""
-        if isinstance(chunk, ToolCallStartChunk | ToolCallDeltaChunk):
+        if isinstance(chunk, StartChunk | ToolCallStartChunk | ToolCallDeltaChunk):
             return ()
         return (ndjson_line(self.record(chunk)),)
 

@@ -21,6 +21,7 @@ from server.chat import (
     FaultChunk,
     FinishChunk,
     FinishReason,
+    StartChunk,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
@@ -65,6 +66,8 @@ class OpenAiWriter:
     def write(self, chunk: Chunk) -> Iterable[bytes]:
         """The events of one chunk; the end of the answer brings ``[DONE]`` with it."""
         match chunk:
+            case StartChunk():
+                return
             case TextChunk():
                 yield self._event({"content": chunk.text}, logprobs=chunk.logprobs)
             case ThinkingChunk():

@@ -8,10 +8,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.api.anthropic_parse import parse_count, parse_messages
 from server.api.body import Fields, read_object
 from server.api.ollama_parse import parse_chat, parse_generate
 from server.api.openai_parse import parse_chat_completion
-from server.errors import BadRequestError
+from server.errors import BadRequestError, ForbiddenError
+
+PARSERS = (parse_chat, parse_generate, parse_chat_completion, parse_messages, parse_count)
 
 NAMES = st.sampled_from(
     [
@@ -20,7 +23,8 @@ NAMES = st.sampled_from(
         *("messages", "tools", "options", "role", "content", "tool_calls", "tool_call_id", "id"),
         *("function", "name", "arguments", "parameters", "type", "text", "image_url", "url"),
         *("stop", "max_tokens", "response_format", "json_schema", "schema", "reasoning"),
-        *("reasoning_effort", "effort", "stream_options", "tool_choice"),
+        *("reasoning_effort", "effort", "stream_options", "tool_choice", "max_tokens"),
+        *("source", "data", "input", "tool_use_id", "thinking", "input_schema", "output_config"),
     ]
 )
 TEXTS = st.sampled_from(
@@ -32,6 +36,12 @@ TEXTS = st.sampled_from(
         "5m",
         "text",
         "image_url",
+        "image",
+        "base64",
+        "tool_use",
+        "tool_result",
+        "thinking",
+        "enabled",
         "json_schema",
         "{}",
         "[",
@@ -52,10 +62,10 @@ BODIES = st.dictionaries(NAMES, VALUES, max_size=6)
 @settings(deadline=None, max_examples=500)
 @given(body=BODIES)
 def test_any_fields_are_read_or_refused(body: dict[str, Any]) -> None:
-    for parse in (parse_chat, parse_generate, parse_chat_completion):
+    for parse in PARSERS:
         try:
-            parse(Fields(values=body))
-        except BadRequestError:
+            parse(Fields(values={"model": "m", "max_tokens": 1, **body}))
+        except (BadRequestError, ForbiddenError):
             continue
 
 
@@ -63,8 +73,8 @@ def test_any_fields_are_read_or_refused(body: dict[str, Any]) -> None:
 @given(body=BODIES)
 def test_any_body_is_read_or_refused(body: dict[str, Any]) -> None:
     data = json.dumps(body).encode()
-    for parse in (parse_chat, parse_generate, parse_chat_completion):
+    for parse in PARSERS:
         try:
             parse(read_object(data))
-        except BadRequestError:
+        except (BadRequestError, ForbiddenError):
             continue
