@@ -41,6 +41,7 @@ class StoreConfig:
 
     path: Path
     reserve_bytes: int
+    grace_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class TrustConfig:
     site: str
     min_threshold: int
     expired: str
+    create: Literal["any", "signed", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class LimitsConfig:
     """Table ``[limits]``."""
 
     max_body_bytes: int
+    max_blob_bytes: int
     drain_s: float
 
 

@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import store_io
+from appliance.room import take_room
 from bundler.format import fsio
 from bundler.format.chunks import ChunkDecoder
 from bundler.format.digest import Digest
@@ -41,7 +41,6 @@ _MAX_THREADS = 4
 """Beyond four, sticks and the one ordered hash are the limit (measured)."""
 _TRIES = 3
 _READ_BACK_BYTES = 1 << 20
-_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 Progress = Callable[[int], None]
 """Called with the number of plain bytes just done."""
@@ -218,7 +217,7 @@ def copy_artifact(source: Source, staged: Path, *, progress: Progress) -> None:
             marked = target.marked(len(source.index.records))
             first = _resume(source, descriptor, marked, hasher, progress)
             if first == 0:
-                _reserve(descriptor, source.index.file_size_bytes)
+                take_room(descriptor, source.index.file_size_bytes)
         _copy_rest(target, source, first, hasher, progress)
         if hasher.digest() != source.artifact.digest.raw:
             raise DamagedError(
@@ -300,17 +299,6 @@ def _resume(
         hasher.update(view)
         progress(record.plain_len)
     return marked
-
-
-def _reserve(descriptor: int, size_bytes: int) -> None:
-    """Take all the room now: writes are faster, and a full disk shows before the copying."""
-    os.ftruncate(descriptor, 0)
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in _CANNOT_RESERVE:
-            raise
-        os.ftruncate(descriptor, size_bytes)
 
 
 def discard(staged: Path) -> None:

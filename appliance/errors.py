@@ -17,6 +17,9 @@ AppError                        1
 │       ├── OlderBundleError   12  a newer bundle of this channel was accepted before
 │       ├── SequenceReuseError 12  the same number was accepted with other content
 │       └── SequenceJumpError  12  the number is implausibly far ahead
+├── BlobRefusedError           10
+│   ├── BlobMismatchError      10  what a client sent has another digest than it said
+│   └── BlobTooLargeError      10  what a client sent is over the limit
 ├── ImportRefusedError         10
 │   ├── SeveralBundlesError    10  the medium holds several bundles
 │   └── UnusableModelError     10  a signed file is not a model the engine can be given
@@ -126,6 +129,20 @@ class SequenceReuseError(RolledBackError):
 
 class SequenceJumpError(RolledBackError):
     """The sequence number is implausibly far ahead."""
+
+
+class BlobRefusedError(AppError):
+    """What a client sent is not taken; the store is as it was."""
+
+    exit_code = 10
+
+
+class BlobMismatchError(BlobRefusedError):
+    """What a client sent has another digest than it said."""
+
+
+class BlobTooLargeError(BlobRefusedError):
+    """What a client sent is over the limit."""
 
 
 class ImportRefusedError(AppError):

@@ -14,7 +14,6 @@ The steps are those of docs/bundle-format.md, section 8. Each has its own refusa
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,11 @@ from appliance.admission import Admitted, check_admission, known_policy, open_me
 from appliance.admission import verify_envelope as verify_signatures
 from appliance.choice import Choice, Wanted, choose, profile_of, wish_for
 from appliance.copying import Source
-from appliance.errors import AppError, NoSpaceError, RequestError, store_io
+from appliance.errors import AppError, RequestError, store_io
 from appliance.journal import Journal
 from appliance.model import Provenance
 from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
+from appliance.room import check_room
 from appliance.site import Observer, Request, Site
 from appliance.store import Store, StoreWriter
 from appliance.trust import load_policy, save_policy
@@ -37,7 +37,6 @@ from bundler.format.index import check_index, parse_index
 from bundler.format.manifest import Artifact, Manifest, Variant
 from bundler.format.name import ModelName
 from bundler.format.volume import BundleDirectory
-from hwprobe.quantity import Bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,17 +213,8 @@ def _check_room(plan: _Plan, site: Site) -> None:
     if not plan.missing:
         return
     paths = site.store.paths
-    with store_io("measure free space"):
-        status = os.statvfs(paths.root)
     staged = sum(_allocated(paths.staged(source.artifact.digest)) for source in plan.missing)
-    free = status.f_bavail * status.f_frsize + staged
-    reserve = site.config.store.reserve_bytes
-    if plan.need_bytes + reserve > free:
-        raise NoSpaceError(
-            f"store: expected {Bytes(plan.need_bytes)} free and {Bytes(reserve)} in reserve, "
-            f"found {Bytes(free)}",
-            hint="remove models with: satchel rm MODEL, or lower store.reserve",
-        )
+    check_room(paths, plan.need_bytes, site.config.store.reserve_bytes, taken_bytes=staged)
 
 
 def _allocated(path: Path) -> int:

@@ -26,7 +26,7 @@ class Event:
 
     Attributes:
         at: wall time, RFC 3339 in UTC.
-        kind: ``imported``, ``refused``, ``removed``, ``copied``, ``trust``.
+        kind: ``imported``, ``refused``, ``removed``, ``copied``, ``pruned``, ``trust``.
         details: JSON values.
     """
 

@@ -5,6 +5,7 @@
     blobs/sha256-<hex>                              files by content, 0444, never changed
     manifests/<host>/<namespace>/<model>/<tag>      one small JSON file per name
     satchel/staging/                                what is being written; never part of a model
+    satchel/uploads/                                blobs that clients are sending
     satchel/journal/                                what happened, see `appliance.journal`
     satchel/provenance/sha256-<manifest hex>.json   where a model came from
     satchel/trust/                                  keys, and what was accepted before; origins of
@@ -45,6 +46,11 @@ class Paths:
         return self.root / "satchel" / "staging"
 
     @property
+    def uploads(self) -> Path:
+        """Blobs that clients are sending, and work on them, on the same file system."""
+        return self.root / "satchel" / "uploads"
+
+    @property
     def journal(self) -> Path:
         """Directory of the journal."""
         return self.root / "satchel" / "journal"
@@ -79,8 +85,8 @@ class Paths:
 
     def directories(self) -> tuple[Path, ...]:
         """Every directory of an empty store, parents first."""
-        own = (self.staging, self.journal, self.receipts, self.provenances, self.trust)
-        return (self.root, self.blobs, self.manifests, self.root / "satchel", *own)
+        own = (self.staging, self.uploads, self.journal, self.receipts, self.provenances)
+        return (self.root, self.blobs, self.manifests, self.root / "satchel", *own, self.trust)
 
     def blob(self, digest: Digest) -> Path:
         """The file with this content."""

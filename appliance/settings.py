@@ -218,7 +218,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _row(
         "store", "reserve", 2**30, _size, field="reserve_bytes", env=("SATCHEL_STORE_RESERVE",),
-        meaning="free space that an import must leave on the file system of the store",
+        meaning="free space that imports and uploads must leave on the file system of the store",
+    ),
+    _row(
+        "store", "grace", 86400.0, _positive_seconds, field="grace_s", env=("SATCHEL_GRACE",),
+        meaning="how long a blob that no model uses is kept after it was last sent or asked for",
     ),
     _row(
         "trust", "site", "", _text, env=("SATCHEL_SITE",),
@@ -231,6 +235,11 @@ SETTINGS: tuple[Setting, ...] = (
     _row(
         "trust", "expired", "warn", _one_of("warn", "refuse"),
         meaning="what happens to a bundle past its `expires` date",
+    ),
+    _row(
+        "trust", "create", "any", _one_of("any", "signed", "off"), env=("SATCHEL_TRUST_CREATE",),
+        meaning="models that may be made here: `any`, also from blobs that clients send; `signed`, "
+        "only from models that came in a signed bundle; `off`, none",
     ),
     _row(
         "server", "host", "127.0.0.1", _host, env=("SATCHEL_HOST", "OLLAMA_HOST"),
@@ -306,6 +315,10 @@ SETTINGS: tuple[Setting, ...] = (
         "limits", "max_body", 64 * 2**20, _size, field="max_body_bytes",
         env=("SATCHEL_MAX_BODY",),
         meaning="largest request body; more is answered with 413",
+    ),
+    _row(
+        "limits", "max_blob", 0, _size, field="max_blob_bytes", env=("SATCHEL_MAX_BLOB",),
+        meaning="largest blob a client may send; 0 means that only free space decides",
     ),
     _row(
         "limits", "drain", 30.0, _positive_seconds, field="drain_s", env=("SATCHEL_DRAIN",),

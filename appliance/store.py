@@ -3,7 +3,8 @@
 Rules:
  * a blob becomes visible only by rename, after its bytes are on disk and its digest is known;
  * a name changes only by rename of one small file, after everything it needs is on disk;
- * whoever writes holds the lock; readers need none, because nothing they see ever changes;
+ * whoever writes holds the lock, but for blobs that clients send (`appliance.uploads`), which are
+   part of no model yet; readers need none, because nothing they see ever changes;
  * a file is removed only when every name left in the store could be read and none needs it.
 """
 
@@ -23,6 +24,7 @@ from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_
 from appliance.journal import Journal
 from appliance.model import Provenance, parse_image, parse_provenance
 from appliance.trust import load_policy
+from appliance.uploads import Upload, UploadLimits, receiving, tidy
 from bundler.format import fsio
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.name import ModelName
@@ -48,9 +50,8 @@ class Store(Catalogue):
             StoreAccessError: the store cannot be written.
             NoSpaceError: there is no room even for its directories.
         """
+        self._make_directories()
         with store_io(f"open the store {self.paths.root} for writing"):
-            for directory in self.paths.directories():
-                _make_directory(directory)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self.paths.lock, flags, _FILE_MODE)
         try:
@@ -63,6 +64,23 @@ class Store(Catalogue):
                 _sign(descriptor, "")
         finally:
             os.close(descriptor)
+
+    def _make_directories(self) -> None:
+        with store_io(f"open the store {self.paths.root} for writing"):
+            for directory in self.paths.directories():
+                _make_directory(directory)
+
+    def receiving(
+        self, digest: Digest, limits: UploadLimits
+    ) -> contextlib.AbstractContextManager[Upload]:
+        """Receive a blob without the lock; see `appliance.uploads.receiving`.
+
+        Raises:
+            StoreAccessError: the store cannot be written.
+            NoSpaceError: there is no room even for its directories.
+        """
+        self._make_directories()
+        return receiving(self.paths, digest, limits)
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Give a model one more name; raises as `resolve` and `writing`."""
@@ -103,6 +121,7 @@ class StoreWriter:
             for directory in self._paths.directories():
                 for temporary in directory.glob(_TEMPORARY):
                     temporary.unlink(missing_ok=True)
+        tidy(self._paths)
         with store_io("read a manifest that was set aside"), contextlib.suppress(FileNotFoundError):
             self._retire(self._former.read_bytes())
 

@@ -24,6 +24,7 @@ from appliance.config import Config
 from appliance.errors import AppError
 from appliance.layout import Paths
 from appliance.store import Store
+from appliance.uploads import UploadLimits
 from hwprobe.budgets import pool_budgets
 from hwprobe.engine import EngineRecords, engine_build_id, engine_info
 from hwprobe.errors import EngineCheckError, ProbeError
@@ -32,6 +33,7 @@ from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
 from server.access import Keys, load_keys, refuse_public_without_keys
 from server.answer import Answerer
+from server.api.blobs import CreatePolicy
 from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
@@ -158,6 +160,7 @@ def _run(
             guard=guard,
             version=config.server.reported_version,
             max_body_bytes=config.limits.max_body_bytes,
+            creation=_create_policy(config),
         ),
         sockets=sockets,
         limits=ListenerLimits(
@@ -182,6 +185,15 @@ def _run(
         listener.close()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a second one must not make this end a failure
+
+
+def _create_policy(config: Config) -> CreatePolicy:
+    return CreatePolicy(
+        allowed=config.trust.create,
+        upload=UploadLimits(
+            max_bytes=config.limits.max_blob_bytes, reserve_bytes=config.store.reserve_bytes
+        ),
+    )
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from server.api import anthropic, health, models, ollama, openai
+from server.api import anthropic, blobs, health, models, ollama, openai
+from server.api.blobs import CreatePolicy
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
 from server.api.health import Readiness
@@ -38,6 +39,7 @@ def create_app(
     guard: GuardPolicy,
     version: str,
     max_body_bytes: int,
+    creation: CreatePolicy,
     now_ns: Callable[[], int] = time.time_ns,
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """Put the application together.
@@ -52,7 +54,8 @@ def create_app(
         readiness: what stands in the way of answering.
         guard: who may ask.
         version: what ``/api/version`` says.
-        max_body_bytes: largest request body.
+        max_body_bytes: largest request body, but for blobs.
+        creation: what clients may add to the store.
         now_ns: wall time in nanoseconds since the epoch.
     """
     app = _bare_app(guard, _Errors(hidden=str(store.paths.root)))
@@ -71,6 +74,7 @@ def create_app(
         "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),
         "/api/copy": models.Copy(store=store, max_body_bytes=max_body_bytes),
         "/api/delete": models.Delete(store=store, max_body_bytes=max_body_bytes),
+        "/api/blobs/{digest:path}": blobs.Blob(store=store, policy=creation),
         "/v1/chat/completions": openai.ChatCompletions(**shared),
         "/v1/messages": anthropic.Messages(answerer=answerer, max_body_bytes=max_body_bytes),
         "/v1/messages/count_tokens": anthropic.CountTokens(

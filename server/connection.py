@@ -7,7 +7,8 @@ Rules:
    is thrown away for a while, because closing at once would destroy the answer on its way;
  * a body that will be refused is not asked for;
  * a connection lasts beyond a streamed answer;
- * a request that has not arrived whole after `RECEIVE_S` is given up.
+ * a request that has not arrived whole after `RECEIVE_S` is given up; a body that is read while it
+   arrives (`server.arriving`) may take longer, but may not stop for `SILENCE_S`.
 
 What this does not do: a client of HTTP/1.0 that leaves is noticed with the first byte of its
 answer only. To a client of HTTP/1.1 an interim answer is sent; one that has left resets it.
@@ -15,6 +16,7 @@ answer only. To a client of HTTP/1.1 an interim answer is sent; one that has lef
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
@@ -25,6 +27,7 @@ import waitress.task
 
 from server.api.framing import JSON_TYPE, json_bytes
 from server.api.refusal import refusal
+from server.arriving import Request, Rest
 
 LINGER_S = 5.0
 """How long a refused client may go on sending: 64 MiB take this long at 100 Mbit/s."""
@@ -32,6 +35,12 @@ LINGER_S = 5.0
 RECEIVE_S = 300.0
 """How long a request may take to arrive: the largest body at 2 Mbit/s. Why there is a limit: a
 connection that sends a byte a minute would otherwise be held for ever."""
+
+SILENCE_S = 60.0
+"""How long a streamed body may stand still while there is room for more of it."""
+
+_BODY_BYTES = 256 << 10
+"""Bytes taken from a socket at once while a streamed body arrives."""
 
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Clients must take any number of these before the answer. Source: RFC 9110, section 15.2."""
@@ -86,7 +95,31 @@ class Connection(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the lib
         self._answering = False  # bytes of the current answer have been written
         self._lingers_until_s: float | None = None
         self._begun_s = 0.0  # when the first byte of the request that arrives now came
+        self._rest: Rest | None = None  # of the last streamed body
         super().__init__(*arguments, **named)
+
+    def parser_class(self, adj: Any) -> Request | Rest:
+        """What takes the next bytes, for the library: a new request, or the rest of a body."""
+        rest = self._arriving()
+        return Request(adj, self) if rest is None else rest
+
+    def body_begins(self, rest: Rest) -> None:
+        """A streamed request has begun."""
+        self._rest = rest
+
+    def ask_for_body(self) -> None:
+        """Tell a client that asked first to send its body; called by the request's thread."""
+        with contextlib.suppress(waitress.channel.ClientDisconnected):  # then the body breaks off
+            self.write_soon(_INTERIM)
+            self._answering = False
+
+    def wake(self) -> None:
+        """Let the loop look at this connection again."""
+        self.server.pull_trigger()
+
+    def _arriving(self) -> Rest | None:
+        """The streamed body that is arriving now."""
+        return None if self._rest is None or self._rest.completed else self._rest
 
     def check_client_disconnected(self) -> bool:
         """Whether the client has left."""
@@ -103,6 +136,9 @@ class Connection(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the lib
         """Answer one request."""
         self._answering = False
         super().service()
+        if self._rest is not None and self._rest.failed:
+            self.close_when_flushed = True
+            self.server.pull_trigger()
         if self._sending_ended and self.connected:
             with self.requests_lock:
                 self.close_when_flushed = self.close_when_flushed or not self.requests
@@ -114,14 +150,22 @@ class Connection(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the lib
         if self._lingers_until_s is not None:
             self.will_close = self.will_close or now_s >= self._lingers_until_s
             return not self.will_close
-        if self.request is not None and now_s - self._begun_s > RECEIVE_S:
+        rest = self._arriving()
+        if rest is not None:
+            if rest.is_full:
+                rest.since_s = now_s
+                return False
+            self.will_close = self.will_close or now_s - rest.since_s > SILENCE_S
+        elif self.request is not None and now_s - self._begun_s > RECEIVE_S:
             self.will_close = True
-        return not self._sending_ended and bool(super().readable())
+        ended = self._sending_ended or (self._rest is not None and self._rest.failed)
+        return not ended and bool(super().readable())
 
     def handle_read(self) -> None:
         """Take what the client has sent."""
+        rest = self._arriving()
         try:
-            data = self.socket.recv(self.adj.recv_bytes)
+            data = self.socket.recv(self.adj.recv_bytes if rest is None else _BODY_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -133,6 +177,8 @@ class Connection(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the lib
         elif data:
             self.last_activity = time.time()
             self._begun_s = self._begun_s if self.request is not None else time.monotonic()
+            if rest is not None:
+                rest.since_s = time.monotonic()
             self.received(data)
         else:
             self._end_of_sending()
@@ -146,12 +192,22 @@ class Connection(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the lib
 
     def handle_close(self) -> None:
         """Close; after a refusal first let the client read it."""
+        rest = self._arriving()
+        if rest is not None:
+            rest.abandon()
         may_send_on = self.connected and not self._sending_ended
-        if self.refused and may_send_on and self._lingers_until_s is None and self._stop_sending():
+        told = self.refused or rest is not None
+        if told and may_send_on and self._lingers_until_s is None and self._stop_sending():
             self._lingers_until_s = time.monotonic() + LINGER_S
             self.will_close = self.close_when_flushed = False
         else:
             super().handle_close()
+
+    def close(self) -> None:
+        """Close at once, as the end of the listener does."""
+        if self._rest is not None and not self._rest.completed:
+            self._rest.abandon()
+        super().close()
 
     def _stop_sending(self) -> bool:
         try:
@@ -162,6 +218,9 @@ class Connection(waitress.channel.HTTPChannel):  # type: ignore[misc]  # the lib
 
     def _end_of_sending(self) -> None:
         """The client sends no more; it may still wait for the answer to what it has sent."""
+        rest = self._arriving()
+        if rest is not None:
+            rest.abandon()
         with self.requests_lock:
             self._sending_ended = bool(self.requests)
             interim = self._sending_ended and self.requests[0].version == "1.1"

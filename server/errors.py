@@ -11,7 +11,8 @@ ServerError
 ├── LoadFailedError        500  the model could not be loaded
 ├── EngineRefusedError     500  the engine failed at this one request
 ├── BusyError              503  the queue is full, or the server is stopping
-└── DoesNotFitError        507  the model does not fit this machine
+├── DoesNotFitError        507  the model does not fit this machine
+└── NoRoomError            507  the store's file system is too full
 """
 
 from __future__ import annotations
@@ -83,5 +84,11 @@ class BusyError(ServerError):
 
 class DoesNotFitError(ServerError):
     """The model does not fit this machine, whatever is unloaded."""
+
+    status = 507
+
+
+class NoRoomError(ServerError):
+    """The store's file system is too full."""
 
     status = 507

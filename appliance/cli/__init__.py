@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import bundles, models, site, talk
+from appliance.cli import bundles, models, site, talk, upkeep
 from appliance.cli.frame import version
 from appliance.errors import AppError
 from bundler.format.errors import BundleError, printable
@@ -54,6 +54,7 @@ def version_command() -> None:
 
 bundles.add_to(app)
 models.add_to(app)
+upkeep.add_to(app)
 site.add_to(app)
 talk.add_to(app)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,8 @@ from appliance.config import Config
 from appliance.errors import AppError
 from appliance.settings import HostText
 from appliance.trust import TrustPolicy, save_policy
+from appliance.uploads import UploadLimits
+from bundler.format.digest import Digest
 from bundler.format.errors import BundleError
 from bundler.format.name import ModelName
 from hwprobe.errors import ProbeError
@@ -94,6 +97,12 @@ def _server_refuses(_: Desk) -> None:
         Client(address=address).post("/api/show", {"model": "x"})
 
 
+def _send(desk: Desk, data: bytes, limits: UploadLimits) -> None:
+    with desk.store.receiving(Digest.of(b"wanted"), limits) as upload:
+        upload.write(data)
+
+
+UNLIMITED = UploadLimits(max_bytes=0, reserve_bytes=0)
 REACHED: dict[str, Callable[[Desk], object]] = {
     "ConfigError": lambda _: Config.load(environ={"SATCHEL_PORT": "x"}),
     "RequestError": lambda desk: desk.carry(forge(), variants=("none",)),
@@ -101,6 +110,8 @@ REACHED: dict[str, Callable[[Desk], object]] = {
     "StoreBusyError": _busy,
     "StoreCorruptError": _corrupt,
     "StoreAccessError": _no_access,
+    "BlobMismatchError": lambda desk: _send(desk, b"other", UNLIMITED),
+    "BlobTooLargeError": lambda desk: _send(desk, b"12", replace(UNLIMITED, max_bytes=1)),
     "NobodyTrustedError": _nobody,
     "KeyRefusedError": _revoked,
     "WrongSiteError": lambda desk: desk.carry(forge().with_bundle(audience=("elsewhere",))),

@@ -14,17 +14,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from appliance.config import Config
 from appliance.layout import Paths
 from appliance.model import CONFIG_MEDIA, LAYER_MEDIA, encode_image
 from appliance.store import Store
+from appliance.uploads import UploadLimits
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.name import ModelName
 from hwprobe.machine import Cpu, Machine, Memory
 from server.access import Keys
 from server.answer import Answerer
+from server.api.blobs import CreatePolicy
 from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
@@ -114,6 +116,8 @@ class LiveServer:
         max_body_bytes: int = 1 << 20,
         admin: bool = False,
         drain_s: float = 5.0,
+        create: Literal["any", "signed", "off"] = "any",
+        upload: UploadLimits | None = None,
     ) -> None:
         tmp_path.mkdir(parents=True, exist_ok=True)
         self._script = tmp_path / "script.json"
@@ -148,6 +152,9 @@ class LiveServer:
             guard=guard,
             version="0.33.0",
             max_body_bytes=max_body_bytes,
+            creation=CreatePolicy(
+                allowed=create, upload=upload or UploadLimits(max_bytes=0, reserve_bytes=0)
+            ),
         )
         self.admin_path = tmp_path / "admin.sock"
         sock = bind("127.0.0.1", 0)
