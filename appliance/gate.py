@@ -16,9 +16,12 @@ from appliance.model import (
     LAYER_MEDIA,
     MAX_TEXT_BYTES,
     encode_image,
+    parse_config,
+    parse_image,
     parse_messages,
     parse_parameters,
 )
+from bundler.format.carried import CarriedImage
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.manifest import Artifact, Manifest, Model, Variant
 from bundler.format.volume import BundleDirectory
@@ -63,6 +66,63 @@ def check_weights(path: Path, artifact: Artifact, variant: Variant) -> None:
             f"variant {variant.id}: expected {facts.tensors} {facts.architecture} tensors behind "
             f"the signed header, found {len(header.tensors)} {profile.architecture} ones"
         )
+
+
+def check_companion(path: Path, artifact: Artifact, variant: Variant) -> None:
+    """Read the header of a staged projector or adapter and compare it with what was signed.
+
+    Raises:
+        UnusableModelError: it is no GGUF, or not the one the statement describes.
+        StoreAccessError: it cannot be read.
+    """
+    try:
+        with store_io("read the header of a staged file"):
+            header = read_header(path)
+            metadata = _digest_of_head(path, header.data_offset_bytes)
+    except GgufError as error:
+        raise UnusableModelError(f"variant {variant.id}: {error}") from error
+    facts = artifact.gguf
+    if facts is not None and (
+        facts.tensors != len(header.tensors) or facts.metadata_digest != metadata
+    ):
+        raise UnusableModelError(
+            f"variant {variant.id}: {artifact.digest.short()}: expected the signed header, "
+            "found another"
+        )
+
+
+def companions(manifest: Manifest, variant: Variant) -> tuple[tuple[str, Artifact], ...]:
+    """Kinds of layer and artifacts that go with a variant: its projector and its adapters."""
+    projector = () if variant.projector is None else (("projector", variant.projector),)
+    adapters = (("adapter", digest) for digest in variant.adapters)
+    return tuple((kind, manifest.artifact(digest)) for kind, digest in (*projector, *adapters))
+
+
+def check_image(
+    image: CarriedImage,
+    artifact: Artifact,
+    beside: tuple[tuple[str, Artifact], ...],
+    layers: tuple[tuple[Descriptor, bytes], ...],
+) -> None:
+    """Compare a carried manifest with the files of the variant it is carried for.
+
+    Raises:
+        UnusableModelError: it is none, or names other files than the statement does.
+    """
+    at = f"{image.model} {image.variant}: carried manifest"
+    try:
+        parsed = parse_image(image.manifest)
+        parse_config(image.config)
+    except AppError as error:
+        raise UnusableModelError(f"{at}: {error}") from error
+    signed = [(LAYER_MEDIA + "model", artifact.digest, artifact.size_bytes)]
+    signed += [(LAYER_MEDIA + kind, one.digest, one.size_bytes) for kind, one in beside]
+    signed += [(one.media_type, one.digest, one.size_bytes) for one, _ in layers]
+    found = [(one.media_type, one.digest, one.size_bytes) for one in parsed.layers]
+    if sorted(found) != sorted(signed):
+        raise UnusableModelError(f"{at}: expected the files of the variant, found others")
+    if parsed.config is None or parsed.config.digest != Digest.of(image.config):
+        raise UnusableModelError(f"{at}: expected the carried config, found another")
 
 
 def _digest_of_head(path: Path, size_bytes: int) -> Digest:
@@ -145,15 +205,22 @@ def config_blob(profile: ModelProfile, weights: Digest) -> bytes:
 
 
 def model_manifest(
-    artifact: Artifact, layers: tuple[tuple[Descriptor, bytes], ...], config: bytes
+    artifact: Artifact,
+    layers: tuple[tuple[Descriptor, bytes], ...],
+    config: bytes,
+    beside: tuple[tuple[str, Artifact], ...] = (),
 ) -> bytes:
-    """The manifest file of one variant: weights first, then the small layers in signed order."""
+    """The manifest file of one variant: large files first, then the layers in signed order."""
     weights = Descriptor(
         media_type=LAYER_MEDIA + "model", digest=artifact.digest, size_bytes=artifact.size_bytes
     )
     described = Descriptor(
         media_type=CONFIG_MEDIA, digest=Digest.of(config), size_bytes=len(config)
     )
+    large = [
+        Descriptor(media_type=LAYER_MEDIA + kind, digest=one.digest, size_bytes=one.size_bytes)
+        for kind, one in beside
+    ]
     return encode_image(
-        config=described, layers=(weights, *(descriptor for descriptor, _ in layers))
+        config=described, layers=(weights, *large, *(descriptor for descriptor, _ in layers))
     )

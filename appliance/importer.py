@@ -21,7 +21,7 @@ from pathlib import Path
 from appliance import copying, gate
 from appliance.admission import Admitted, check_admission, known_policy, open_medium
 from appliance.admission import verify_envelope as verify_signatures
-from appliance.choice import Choice, Wanted, choose, profile_of, wish_for
+from appliance.choice import Choice, Install, Wanted, choose, profile_of, wish_for
 from appliance.copying import Source
 from appliance.errors import AppError, RequestError, store_io
 from appliance.journal import Journal
@@ -31,6 +31,7 @@ from appliance.room import check_room
 from appliance.site import Observer, Request, Site
 from appliance.store import Store, StoreWriter
 from appliance.trust import load_policy, save_policy
+from bundler.format.carried import CarriedImage, read_images
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.errors import BundleError, MediumError
 from bundler.format.index import check_index, parse_index
@@ -46,9 +47,15 @@ class _Planned:
     name: ModelName
     variant: Variant
     artifact: Artifact
+    companions: tuple[tuple[str, Artifact], ...]
     layers: tuple[tuple[Descriptor, bytes], ...]
     config: bytes
     manifest: bytes
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Every large file, the weights first."""
+        return (self.artifact, *(artifact for _, artifact in self.companions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +160,7 @@ def _plan(admitted: Admitted, wanted: Wanted, site: Site, observer: Observer) ->
     for choice in choices:
         observer.chosen(choice)
     names = tuple(_planned(admitted.bundle, manifest, choices))
-    weights = {planned.artifact.digest: planned.artifact for planned in names}
+    weights = {one.digest: one for planned in names for one in planned.artifacts}
     here = _present(site.store, weights.values(), observer)
     missing = tuple(
         read_source(admitted.bundle, artifact)
@@ -173,6 +180,7 @@ def _planned(
     bundle: BundleDirectory, manifest: Manifest, choices: tuple[Choice, ...]
 ) -> Iterable[_Planned]:
     taken: set[tuple[str, ...]] = set()
+    images = {(one.model, one.variant): one for one in read_images(manifest.extensions)}
     for choice in choices:
         layers = gate.read_layers(bundle, manifest, choice.model)
         for install in choice.installs:
@@ -182,16 +190,38 @@ def _planned(
                     hint="import without --all and name the variant you want",
                 )
             taken.add(install.name.folded())
-            artifact = manifest.artifact(install.variant.artifact)
-            config = gate.config_blob(profile_of(install.variant), artifact.digest)
-            yield _Planned(
-                name=install.name,
-                variant=install.variant,
-                artifact=artifact,
-                layers=layers,
-                config=config,
-                manifest=gate.model_manifest(artifact, layers, config),
+            yield _planned_variant(
+                install,
+                manifest,
+                layers,
+                images.get((choice.model.name.short(), install.variant.id)),
             )
+
+
+def _planned_variant(
+    install: Install,
+    manifest: Manifest,
+    layers: tuple[tuple[Descriptor, bytes], ...],
+    image: CarriedImage | None,
+) -> _Planned:
+    variant = install.variant
+    artifact = manifest.artifact(variant.artifact)
+    companions = gate.companions(manifest, variant)
+    if image is not None:
+        gate.check_image(image, artifact, companions, layers)
+        config, written = image.config, image.manifest
+    else:
+        config = gate.config_blob(profile_of(variant), artifact.digest)
+        written = gate.model_manifest(artifact, layers, config, companions)
+    return _Planned(
+        name=install.name,
+        variant=variant,
+        artifact=artifact,
+        companions=companions,
+        layers=layers,
+        config=config,
+        manifest=written,
+    )
 
 
 def _present(store: Store, artifacts: Iterable[Artifact], observer: Observer) -> set[Digest]:
@@ -235,9 +265,13 @@ def _bring(plan: _Plan, writer: StoreWriter, observer: Observer) -> None:
         copying.copy_artifact(source, staged, progress=observer.advances)
     staged_now = {source.artifact.digest for source in plan.missing}
     for planned in plan.names:
-        digest = planned.artifact.digest
-        path = paths.staged(digest) if digest in staged_now else paths.blob(digest)
-        gate.check_weights(path, planned.artifact, planned.variant)
+        for artifact in planned.artifacts:
+            digest = artifact.digest
+            path = paths.staged(digest) if digest in staged_now else paths.blob(digest)
+            if artifact is planned.artifact:
+                gate.check_weights(path, artifact, planned.variant)
+            else:
+                gate.check_companion(path, artifact, planned.variant)
 
 
 def _clean_staging(plan: _Plan, writer: StoreWriter) -> None:

@@ -151,12 +151,15 @@ def _check_whole(admitted: Admitted, artifact: Artifact, hasher: hashlib._Hash, 
             hint="every chunk is as signed, the whole is not; ask who signed this bundle",
         )
     for variant in _variants(admitted, artifact):
-        gate.check_weights(head, artifact, variant)
+        if variant.artifact == artifact.digest:
+            gate.check_weights(head, artifact, variant)
+        else:
+            gate.check_companion(head, artifact, variant)
 
 
 def _variants(admitted: Admitted, artifact: Artifact) -> Iterator[Variant]:
     for model in admitted.manifest.models:
-        yield from (one for one in model.variants if one.artifact == artifact.digest)
+        yield from (one for one in model.variants if artifact.digest in one.artifacts())
 
 
 @contextmanager

@@ -30,14 +30,17 @@ from bundler.format.name import ModelName
 from bundler.format.statement import format_time, parse_time
 from bundler.keyfiles import load_signing_key, make_pair
 from bundler.layers import model_layers
+from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
-from bundler.plan import PackRequest, make_plan, plan_lines
-from bundler.recipe import source_digest
+from bundler.plan import PackRequest, check_request, make_plan, plan_lines
 from bundler.screen import screen_progress
 from bundler.sequence import counter_file, remember, with_sequence
 from bundler.signing import add_signature, open_envelope
 from bundler.site import read_site, site_lines
 from bundler.source.gguf_file import open_gguf
+from bundler.source.ollama_store import default_stores
+from bundler.source.opening import Access, open_source
+from bundler.source.reference import Reference, parse_reference
 from hwprobe.errors import GgufError, ProbeError
 from hwprobe.quantity import Bytes
 
@@ -103,9 +106,23 @@ def keygen(
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="GGUF file to pack.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="GGUF file to pack, or one shard of a split one.")
+    ] = None,
     *,
-    name: Annotated[str, typer.Option(help="Model name on the target, such as demo or demo:v2.")],
+    from_: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="Instead: ollama:NAME[:TAG].")
+    ] = "",
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Ollama's models directory.  [default: where Ollama looks]"),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            help="Model name on the target, such as demo or demo:v2.  [default: the source's]"
+        ),
+    ] = "",
     key: Keys,
     out: Annotated[Path, typer.Option(help="Root of the medium to write to; must exist.")],
     seq: Annotated[
@@ -148,27 +165,35 @@ def pack(
         Path | None, typer.Option(help="Directory for quantized files; needs the largest one.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = os.cpu_count() or 1,
+    projector: Annotated[
+        Path | None, typer.Option(help="Multimodal projector (mmproj) in GGUF.")
+    ] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="LoRA adapter in GGUF; may be repeated.")
+    ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Pack a model into a signed bundle."""
     _check_medium(out)
+    named = _source(source, from_)
     sites = [(str(path), read_site(path)) for path in site or []]
-    profile = open_gguf(source).profile
     read = _read_modelfile(modelfile)
-    licences = [_read_text(path) for path in licence or []]
+    given = model_layers(
+        read,
+        template=_read_text(template) if template else None,
+        licences=[_read_text(path) for path in licence or []],
+    )
     issued, reproducible = _issued()
     request = PackRequest(
-        source=source,
-        name=ModelName.parse(name),
+        source=source or Path(),
+        name=_name(name, named),
         out=out,
         channel=channel,
         seq=1 if seq is None else seq,
         quantizations=tuple(one for one in quantize.split(",") if one.strip()),
         include_source=include_source,
         keys=_signing_keys(key, passphrase_file),
-        layers=model_layers(
-            read, template=_read_text(template) if template else None, licences=licences
-        ),
+        layers=given,
         modelfile=read_bounded(modelfile, max_bytes=MAX_MODELFILE_BYTES) if modelfile else None,
         licences=tuple(spdx or ()),
         version=model_version,
@@ -178,19 +203,16 @@ def pack(
         expires=_day(expires, "expires"),
         issued=issued,
         reproducible=reproducible,
+        projector=projector,
+        adapters=tuple(adapter or ()),
         work=work or Path(tempfile.gettempdir()),
         threads=threads,
     )
-    plan = make_plan(request, profile)
-    progress = screen_progress()
-    source_is = source_digest(source, progress)
-    counter = counter_file(key[0])
-    if seq is None:
-        request = with_sequence(request, source_is, counter)
-    print(f"packing {request.name} as {channel} {request.seq}")
-    print("\n".join(plan_lines(plan)), flush=True)
-    packed = pack_bundle(request, plan, progress, source=source_is)
-    _remember(counter, request)
+    check_request(request)
+    with tempfile.TemporaryDirectory(prefix="satchel-source-", dir=work) as made:
+        stores = (store,) if store else default_stores(os.environ, Path.home())
+        access = Access(stores=stores, work=Path(made))
+        packed = _pack(request, named, access, seq, counter_file(key[0]))
     done = "already there, every byte checked" if packed.was_there else "packed and read back"
     print(f"{done}: {Bytes(packed.manifest.totals.stored_bytes)} in {packed.directory}")
     print(f"bundle     {packed.payload_digest}")
@@ -231,6 +253,43 @@ def contents(
         print(json.dumps(contents_json(opened), indent=2))
     else:
         print("\n".join(contents_lines(opened)))
+
+
+def _pack(
+    request: PackRequest, named: Path | Reference, access: Access, seq: int | None, counter: Path
+) -> Packed:
+    """Open the source, say what will be made of it, and make it."""
+    progress = screen_progress()
+    material = open_source(named, access, progress)
+    for line in material.warnings:
+        print(f"{PROGRAM}: warning: {line}", file=sys.stderr)
+    request = with_material(request, material)
+    plan = make_plan(request, open_gguf(request.source).profile)
+    digest = material.origin.digest
+    if seq is None and digest is not None:
+        request = with_sequence(request, digest, counter)
+    print(f"packing {request.name} as {request.channel} {request.seq}")
+    print("\n".join(plan_lines(plan)), flush=True)
+    packed = pack_bundle(request, plan, progress, source=digest)
+    _remember(counter, request)
+    return packed
+
+
+def _source(path: Path | None, text: str) -> Path | Reference:
+    """What is to be packed: a path, or what ``--from`` names."""
+    if (path is None) == (not text):
+        raise typer.BadParameter("expected either a path or --from, not both and not none")
+    return parse_reference(text) if path is None else path
+
+
+def _name(text: str, named: Path | Reference) -> ModelName:
+    """The name on the target: as given, else what the source calls it."""
+    if text:
+        return ModelName.parse(text)
+    found = None if isinstance(named, Path) else named.model_name
+    if found is None:
+        raise typer.BadParameter("missing option '--name'")
+    return found
 
 
 def _check_medium(out: Path) -> None:

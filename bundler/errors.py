@@ -2,6 +2,8 @@
 
 BundleError              1
 ├── PackError            1  what was asked for cannot be packed
+├── SourceDamagedError   1  files of the source are missing, cut off or changed
+├── ForeignLayoutError   1  a GGUF file in a layout that llama.cpp does not load
 ├── BundleExistsError    1  another bundle has this channel and sequence number
 └── QuantizeError        1  the engine's child process crashed or refused
 """
@@ -13,6 +15,14 @@ from bundler.format.errors import BundleError
 
 class PackError(BundleError):
     """What was asked for cannot be packed."""
+
+
+class SourceDamagedError(BundleError):
+    """Files of the source are missing, cut off or changed."""
+
+
+class ForeignLayoutError(BundleError):
+    """A GGUF file in a layout that llama.cpp does not load."""
 
 
 class BundleExistsError(BundleError):

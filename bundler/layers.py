@@ -52,6 +52,13 @@ def model_layers(
     return tuple((role, text.encode("utf-8")) for role, text in texts)
 
 
+def over(base: Layers, given: Layers) -> Layers:
+    """The layers of a source, with those that were given in their place; licences add up."""
+    replaced = {role for role, _ in given if role != "license"}
+    kept = [(role, data) for role, data in base if role not in replaced]
+    return tuple(dict.fromkeys([*kept, *given]))
+
+
 def _json(value: object) -> str:
     """The same values always as the same text; parameters may be fractions here."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -17,16 +17,18 @@ import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope, fsio
+from bundler.format.carried import CarriedImage, write_images
 from bundler.format.digest import Digest
 from bundler.format.manifest import (
     Artifact,
     BlobRef,
     Builder,
     BundleInfo,
+    Evidence,
     Layer,
     Manifest,
     Model,
@@ -37,13 +39,15 @@ from bundler.format.manifest import (
 )
 from bundler.format.statement import format_time, parse_manifest
 from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
+from bundler.layers import over
 from bundler.medium import Sink, read_back
 from bundler.oci import OCI_LAYOUT, write_oci
 from bundler.plan import PackRequest, Plan, PlannedVariant, check_room, listed_profile
 from bundler.progress import Progress
 from bundler.quantize import quantize
 from bundler.recipe import recipe_digest, source_digest
-from bundler.source.gguf_file import open_gguf
+from bundler.source.gguf_file import open_companion, open_gguf
+from bundler.source.material import Material
 from bundler.storing import choose_encoding, store_artifact
 
 README_NAME: Final = "SATCHEL-README.txt"
@@ -75,6 +79,22 @@ class Packed:
     manifest: Manifest
     payload_digest: Digest
     was_there: bool
+
+
+def with_material(request: PackRequest, material: Material) -> PackRequest:
+    """A request for what a source gave; what was given beside it stands in its place."""
+    own = material.image
+    if request.layers or request.projector or request.adapters or request.modelfile:
+        own = None  # another model than the source's, so another id
+    return replace(
+        request,
+        source=material.weights,
+        origin=material.origin,
+        layers=over(material.layers, request.layers),
+        projector=request.projector or material.projector,
+        adapters=request.adapters or material.adapters,
+        image=own,
+    )
 
 
 def pack(
@@ -159,14 +179,27 @@ def _store(
     request: PackRequest, plan: Plan, recipe: Digest, sink: Sink, progress: Progress
 ) -> Manifest:
     """Write every file but the envelope, and say what was written."""
-    artifacts: dict[Digest, Artifact] = {}
-    stored: list[tuple[Variant, Artifact]] = []
     with tempfile.TemporaryDirectory(prefix="satchel-pack-", dir=_work(request)) as work:
-        for planned in plan.variants:
-            variant, artifact = _store_variant(request, planned, Path(work), sink, progress)
-            artifacts[artifact.digest] = artifact
-            stored.append((variant, artifact))
-    return _statement(request, recipe, stored, sink)
+        stored = [
+            _store_variant(request, planned, Path(work), sink, progress)
+            for planned in plan.variants
+        ]
+    companions = [_store_companion(path, sink, progress) for path in request.companions]
+    return _statement(request, recipe, stored, companions, sink)
+
+
+def _store_companion(path: Path, sink: Sink, progress: Progress) -> Artifact:
+    """Store a projector or an adapter, once for all variants."""
+    file = open_companion(path)
+    with progress.stage(f"storing {path.name[:24]}", path.stat().st_size) as advance:
+        return store_artifact(
+            path,
+            file.cuts,
+            sink,
+            encoding=choose_encoding(path, file.cuts),
+            facts=file.facts,
+            advance=advance,
+        )
 
 
 def _work(request: PackRequest) -> Path:
@@ -213,7 +246,11 @@ def _store_variant(
 
 
 def _statement(
-    request: PackRequest, recipe: Digest, stored: list[tuple[Variant, Artifact]], sink: Sink
+    request: PackRequest,
+    recipe: Digest,
+    stored: list[tuple[Variant, Artifact]],
+    companions: list[Artifact],
+    sink: Sink,
 ) -> Manifest:
     layers = tuple(Layer(role=role, digest=sink.put(data).digest) for role, data in request.layers)
     blobs = {
@@ -225,8 +262,15 @@ def _statement(
         blobs[modelfile] = len(request.modelfile)
     # More bits are closer to what was trained: the larger of two that fit is preferred.
     ranked = sorted(stored, key=lambda pair: pair[1].size_bytes)
+    digests = [artifact.digest for artifact in companions]
+    projector = digests[0] if request.projector else None
     variants = {
-        variant.id: replace(variant, prefer=10 * (rank + 1))
+        variant.id: replace(
+            variant,
+            prefer=10 * (rank + 1),
+            projector=projector,
+            adapters=tuple(digests[bool(projector) :]),
+        )
         for rank, (variant, _) in enumerate(ranked)
     }
     model = Model(
@@ -237,8 +281,10 @@ def _statement(
         layers=layers,
         variants=tuple(variants[variant.id] for variant, _ in stored),
         modelfile=modelfile,
+        evidence=Evidence(source=request.origin),
     )
-    by_digest = {artifact.digest: artifact for _, artifact in stored}
+    every = [*(artifact for _, artifact in stored), *companions]
+    by_digest = {artifact.digest: artifact for artifact in every}
     artifacts = tuple(by_digest[digest] for digest in sorted(by_digest))
     small = tuple(BlobRef(digest=one, size_bytes=blobs[one]) for one in sorted(blobs))
     return identified(
@@ -261,7 +307,26 @@ def _statement(
                 reproducible=request.reproducible,
                 recipe=recipe,
             ),
+            extensions=_carried(request, stored),
         )
+    )
+
+
+def _carried(request: PackRequest, stored: list[tuple[Variant, Artifact]]) -> dict[str, Any]:
+    """The source's own manifest, for the variant that is the source itself."""
+    image = request.image
+    if image is None:
+        return {}
+    named = request.origin.digest if request.origin else None
+    return write_images(
+        CarriedImage(
+            model=request.name.short(),
+            variant=variant.id,
+            manifest=image.manifest,
+            config=image.config,
+        )
+        for variant, artifact in stored
+        if artifact.digest == named
     )
 
 

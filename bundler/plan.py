@@ -13,11 +13,13 @@ from bundler.errors import PackError
 from bundler.format.errors import NoSpaceError
 from bundler.format.fsio import raise_io
 from bundler.format.keys import SigningKey
+from bundler.format.manifest import Source
 from bundler.format.name import ModelName
 from bundler.format.statement import CHANNEL_PATTERN
 from bundler.format.strict import Reader, encode_json
 from bundler.layers import Layers
-from bundler.quantize import check_quantization, estimate_bytes
+from bundler.quantize import check_quantization, estimate_bytes, known_quantization
+from bundler.source.material import OllamaImage
 from hwprobe.gguf import ModelProfile
 from hwprobe.quantity import Bytes
 
@@ -40,6 +42,10 @@ class PackRequest:
         licences: SPDX identifiers.
         issued: time of the statement, aware.
         reproducible: whether that time was given rather than taken from the clock.
+        origin: where the source came from, for the statement.
+        projector: a multimodal projector that goes with every variant.
+        adapters: LoRA adapters that go with every variant.
+        image: the source's manifest and config in Ollama's store: they keep its id.
         work: directory for quantized files, removed one by one.
         threads: CPU threads for quantizing.
     """
@@ -62,6 +68,10 @@ class PackRequest:
     expires: str | None = None
     issued: datetime
     reproducible: bool = False
+    origin: Source | None = None
+    projector: Path | None = None
+    adapters: tuple[Path, ...] = ()
+    image: OllamaImage | None = None
     work: Path
     threads: int = 1
 
@@ -69,6 +79,12 @@ class PackRequest:
     def directory(self) -> Path:
         """Where the bundle goes on the medium."""
         return self.out / "satchel" / f"{self.channel}-{self.seq:06d}"
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """The large files that go with every variant, the projector first."""
+        projector = () if self.projector is None else (self.projector,)
+        return (*projector, *self.adapters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +138,7 @@ def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
         raise PackError(f"quantize: expected each variant once, found {', '.join(ids)}")
     made = [variant.size_bytes for variant in planned if not variant.is_source]
     small = sum(len(data) for _, data in request.layers) + len(request.modelfile or b"")
+    small += sum(path.stat().st_size for path in request.companions)
     return Plan(
         variants=tuple(planned),
         medium_bytes=sum(variant.size_bytes for variant in planned) + small + _OVERHEAD_BYTES,
@@ -143,6 +160,8 @@ def check_request(request: PackRequest) -> None:
     """
     if not request.keys:
         raise PackError("key: expected at least one signing key, found none")
+    for name in request.quantizations:
+        known_quantization(name)
     fields = {"channel": request.channel, "seq": request.seq}
     with Reader(fields, "") as reader:
         reader.text("channel", pattern=CHANNEL_PATTERN)

@@ -54,17 +54,27 @@ _POLL_S: Final = 0.1
 _KEPT_BYTES: Final = 64 << 10
 
 
-def check_quantization(name: str, source: ModelProfile) -> str:
+def known_quantization(name: str) -> str:
     """The name in llama.cpp's spelling.
 
     Raises:
-        PackError: unknown, or the source is quantized already.
+        PackError: it is unknown.
     """
     known = name.strip().upper()
     if known not in BITS_PER_WEIGHT:
         raise PackError(
             f"quantization: expected one of {', '.join(BITS_PER_WEIGHT)}, found {name!r}"
         )
+    return known
+
+
+def check_quantization(name: str, source: ModelProfile) -> str:
+    """The name in llama.cpp's spelling.
+
+    Raises:
+        PackError: unknown, or the source is quantized already.
+    """
+    known = known_quantization(name)
     if source.quantization not in _FLOATING:
         raise PackError(
             f"source: expected F32, F16 or BF16 weights to quantize, found {source.quantization}",

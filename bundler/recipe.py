@@ -12,7 +12,7 @@ from bundler.format.digest import Digest
 from bundler.format.statement import format_time
 from bundler.format.strict import encode_json
 from bundler.plan import PackRequest
-from bundler.progress import Progress
+from bundler.progress import Progress, Silent
 
 _READ_BYTES: Final = 4 << 20
 
@@ -39,7 +39,20 @@ def recipe_digest(request: PackRequest, source: Digest) -> Digest:
         "tool": version("satchel"),
         "engine": version("llama-cpp-python"),
     }
+    inputs |= {name: value for name, value in _beside(request).items() if value}
     return Digest.of(encode_json(inputs))
+
+
+def _beside(request: PackRequest) -> dict[str, Any]:
+    """What a model brings along from where it was; empty for a lone file."""
+    silent = Silent()
+    image = request.image
+    return {
+        "origin": [request.origin.uri, request.origin.revision] if request.origin else [],
+        "projector": str(source_digest(request.projector, silent)) if request.projector else "",
+        "adapters": [str(source_digest(path, silent)) for path in request.adapters],
+        "image": [str(Digest.of(image.manifest)), str(Digest.of(image.config))] if image else [],
+    }
 
 
 def source_digest(path: Path, progress: Progress) -> Digest:

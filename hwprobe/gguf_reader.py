@@ -136,7 +136,8 @@ class GgufHeader:
         alignment: of every tensor's data, in bytes.
         data_offset_bytes: where the tensor data starts.
         file_size_bytes: size of the file when it was read.
-        value_offsets: where each key's value stands, for messages.
+        value_offsets: where each key's value stands, behind its type.
+        tensors_offset_bytes: where the tensor records start, behind the last value.
     """
 
     version: int
@@ -146,6 +147,7 @@ class GgufHeader:
     data_offset_bytes: int
     file_size_bytes: int
     value_offsets: Mapping[str, int] = field(compare=False, repr=False)
+    tensors_offset_bytes: int = field(compare=False)
 
     def string(self, key: str, default: str | None = None) -> str:
         """The text under ``key``, or ``default``.
@@ -200,6 +202,7 @@ def read_header(path: Path) -> GgufHeader:
         version, tensor_count, key_count = _preamble(cursor)
         metadata, offsets = _metadata(cursor, key_count, path)
         alignment = _alignment(cursor, metadata, offsets)
+        tensors_at = cursor.position
         tensors, records = tensor_records(cursor, tensor_count)
         data_offset = padded(cursor.position, alignment)
         check_layout(tensors, records, alignment=alignment, room=opened.size_bytes - data_offset)
@@ -211,6 +214,7 @@ def read_header(path: Path) -> GgufHeader:
             data_offset_bytes=data_offset,
             file_size_bytes=opened.size_bytes,
             value_offsets=MappingProxyType(offsets),
+            tensors_offset_bytes=tensors_at,
         )
 
 

@@ -137,8 +137,6 @@ def refuse_reserved(manifest: Manifest) -> None:
         "trust root": manifest.requires.root_version > 0,
         "delta encoding": any(one.encoding == "delta" for one in manifest.artifacts),
         "parity": any(one.parity is not None for one in manifest.artifacts),
-        "projector": any(one.projector is not None for one in variants),
-        "adapters": any(one.adapters for one in variants),
         "draft model": any(one.draft is not None for one in variants),
         "acceptance prompts": any(one.acceptance is not None for one in variants),
         "media type": any(one.media != _KNOWN_MEDIA for one in manifest.artifacts),

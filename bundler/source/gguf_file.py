@@ -9,7 +9,7 @@ from bundler.cutting import Cut, cut_gguf
 from bundler.errors import PackError
 from bundler.format.digest import Digest
 from bundler.format.manifest import GgufFacts
-from hwprobe.gguf import ModelProfile, model_profile, read_header
+from hwprobe.gguf import GgufHeader, ModelProfile, model_profile, read_header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,26 @@ class GgufFile:
     cuts: tuple[Cut, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """A GGUF file that goes with a model and is none itself: a projector or an adapter."""
+
+    path: Path
+    facts: GgufFacts
+    cuts: tuple[Cut, ...]
+
+
+def open_companion(path: Path) -> Companion:
+    """Read the header of a projector or an adapter.
+
+    Raises:
+        GgufError: it is no GGUF file.
+        PackError: it cannot be read.
+    """
+    header, head = _read(path)
+    return Companion(path=path, facts=_facts(header, head), cuts=cut_gguf(header))
+
+
 def open_gguf(path: Path) -> GgufFile:
     """Read the header of a GGUF file.
 
@@ -36,20 +56,28 @@ def open_gguf(path: Path) -> GgufFile:
         GgufError: it is no language model in GGUF.
         PackError: it cannot be read.
     """
-    try:
-        header = read_header(path)
-        profile = model_profile(header)
-        with path.open("rb") as file:
-            head = file.read(header.data_offset_bytes)
-    except OSError as error:
-        raise PackError(f"{path}: {(error.strerror or 'unreadable').lower()}") from error
+    header, head = _read(path)
     return GgufFile(
         path=path,
-        profile=profile,
-        facts=GgufFacts(
-            tensors=len(header.tensors),
-            metadata_digest=Digest.of(head),
-            architecture=profile.architecture,
-        ),
+        profile=model_profile(header),
+        facts=_facts(header, head),
         cuts=cut_gguf(header),
+    )
+
+
+def _read(path: Path) -> tuple[GgufHeader, bytes]:
+    """The header, and the bytes before the tensor data."""
+    try:
+        header = read_header(path)
+        with path.open("rb") as file:
+            return header, file.read(header.data_offset_bytes)
+    except OSError as error:
+        raise PackError(f"{path}: {(error.strerror or 'unreadable').lower()}") from error
+
+
+def _facts(header: GgufHeader, head: bytes) -> GgufFacts:
+    return GgufFacts(
+        tensors=len(header.tensors),
+        metadata_digest=Digest.of(head),
+        architecture=header.string("general.architecture"),
     )
