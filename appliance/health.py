@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from appliance.client import Client
+from appliance.crashes import CrashFolder
 from appliance.errors import AppError
+from appliance.journal import timestamp
 from appliance.store import Store
 from hwprobe.quantity import Bytes
 
@@ -24,6 +26,9 @@ class Level(IntEnum):
     CRITICAL = 2
     UNKNOWN = 3
 
+
+RECENT_CRASH_S = 86_400.0
+"""How long a crash is worth a warning."""
 
 _BADNESS = (Level.OK, Level.UNKNOWN, Level.WARNING, Level.CRITICAL)
 """Unknown is no reason to hide a warning."""
@@ -73,6 +78,28 @@ def check_space(store: Store, *, reserve_bytes: int) -> Check:
         text = f"{Bytes(free)} free, less than the reserve of {Bytes(reserve_bytes)}"
         return Check(name="space", level=Level.WARNING, text=text)
     return Check(name="space", level=Level.OK, text=f"{Bytes(free)} free")
+
+
+def check_crashes(folder: CrashFolder, *, now_s: float) -> Check:
+    """Whether runners have crashed lately, and whether a model is held back for it.
+
+    Args:
+        folder: where the server keeps its records.
+        now_s: seconds since the epoch.
+    """
+    try:
+        records = folder.records()
+    except AppError as error:
+        return Check(name="crashes", level=Level.UNKNOWN, text=str(error))
+    recent = [record for _, record in records if record.at >= timestamp(now_s - RECENT_CRASH_S)]
+    if not recent:
+        return Check(name="crashes", level=Level.OK, text="none in a day")
+    last = recent[0]
+    text = f"{len(recent)} in a day, last {last.at} {last.model} {last.cause}"
+    held = [record for record in recent if record.load_held_until > timestamp(now_s)]
+    if held:
+        text += f"; {held[0].model} is not loaded until {held[0].load_held_until}"
+    return Check(name="crashes", level=Level.WARNING, text=text)
 
 
 def check_server(client: Client) -> Check:

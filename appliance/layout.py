@@ -8,6 +8,7 @@
     satchel/uploads/                                blobs that clients are sending
     satchel/journal/                                what happened, see `appliance.journal`
     satchel/provenance/sha256-<manifest hex>.json   where a model came from
+    satchel/crashes/                                records of crashed runners, by the server
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
@@ -64,6 +65,11 @@ class Paths:
     def provenances(self) -> Path:
         """Records of origin by manifest digest."""
         return self.root / "satchel" / "provenance"
+
+    @property
+    def crashes(self) -> Path:
+        """Records of crashed runners, see `appliance.crashes`."""
+        return self.root / "satchel" / "crashes"
 
     @property
     def trust(self) -> Path:

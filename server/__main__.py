@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.config import Config
+from appliance.crashes import CrashFolder
 from appliance.errors import AppError
 from appliance.layout import Paths
 from appliance.store import Store
@@ -37,6 +38,7 @@ from server.api.blobs import CreatePolicy
 from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
+from server.coroner import Coroner
 from server.errors import ServerError
 from server.listener import (
     Listener,
@@ -114,6 +116,7 @@ def _run(
         budgets=pool_budgets(machine, {}),
         check=SelfTest(records),
         free_bytes=_free_gpu_bytes if machine.gpus else dict,
+        coroner=Coroner(folder=CrashFolder(store.paths.crashes), engine_build=engine_build_id()),
         start_runner=functools.partial(
             Runner.spawn, limits=RunnerLimits(load_s=config.server.load_timeout_s or math.inf)
         ),

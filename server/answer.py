@@ -6,6 +6,7 @@ unload, raw conflicts, capabilities, options, load, load-only, prompt.
 Rules:
  * nothing happens before the first chunk is asked for; errors come with it;
  * a runner that dies before it said anything is tried once more on a fresh one, unseen;
+ * a request that crashes runners is refused for a while, see `server.quarantine`;
  * once something was said, death is a `FaultChunk`, and nothing follows it;
  * prompts and answers are never logged.
 """
@@ -264,7 +265,7 @@ class Answerer:
                     if empty:
                         yield FinishChunk(reason=FinishReason.LOAD, usage=Usage())
                         return
-                    yield from self._generate(task, lease, gone, outcome)
+                    yield from self._generate(task, lease, gone, outcome, again=attempt > 1)
                     return
             except RunnerCrashedError as error:
                 crash = _crashed(error)
@@ -280,19 +281,27 @@ class Answerer:
                 yield FaultChunk(message=str(error), status=error.status)
                 return
 
-    def _generate(self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome) -> Chunks:
+    def _generate(
+        self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome, *, again: bool
+    ) -> Chunks:
         prompt = self._prompt(task, lease)
         output = _output(task, prompt)
         request = task.request
-        pieces = complete(
-            lease.runner,
-            _command(task, prompt),
-            output=output,
-            thinks=output.thinks,
-            gone=gone,
-            outcome=outcome,
-        )
-        yield from _announced(pieces, len(prompt.tokens)) if request.announced else pieces
+        command = _command(task, prompt)
+        mark = lease.coroner.mark(lease.key, command)
+        with lease.coroner.watching(
+            lease.runner.pid, mark, again=again, model=lease.key, gone=gone
+        ):
+            pieces = complete(
+                lease.runner,
+                command,
+                output=output,
+                thinks=output.thinks,
+                gone=gone,
+                outcome=outcome,
+            )
+            yield from _announced(pieces, len(prompt.tokens)) if request.announced else pieces
+        lease.coroner.answered(mark)
         wants_context = isinstance(request, GenerateRequest) and not request.raw
         yield _finish(
             outcome,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
 from server.api.health import Readiness
 from server.api.refusal import refusal
-from server.errors import ServerError, UnauthorizedError
+from server.errors import HeldBackError, ServerError, UnauthorizedError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -126,6 +127,8 @@ class _Errors:
         assert isinstance(error, ServerError)
         if isinstance(error, UnauthorizedError):
             resp.set_header("WWW-Authenticate", "Bearer")
+        if isinstance(error, HeldBackError):
+            resp.set_header("Retry-After", str(math.ceil(error.retry_after_s)))
         self._answer(req, resp, error.status, str(error))
 
     def on_not_found(

@@ -11,6 +11,8 @@ ServerError
 ├── LoadFailedError        500  the model could not be loaded
 ├── EngineRefusedError     500  the engine failed at this one request
 ├── BusyError              503  the queue is full, or the server is stopping
+├── HeldBackError          503  it crashed the engine before, and is refused for a while
+├── DeadlineError          504  its time was over before there was anything to answer
 ├── DoesNotFitError        507  the model does not fit this machine
 └── NoRoomError            507  the store's file system is too full
 """
@@ -80,6 +82,26 @@ class BusyError(ServerError):
     """The queue is full, or the server is stopping."""
 
     status = 503
+
+
+class HeldBackError(ServerError):
+    """A request or a load that crashed the engine before; it is refused for a while.
+
+    Attributes:
+        retry_after_s: seconds until it will be tried again.
+    """
+
+    status = 503
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(ServerError):
+    """The request's time was over before there was anything to answer."""
+
+    status = 504
 
 
 class DoesNotFitError(ServerError):

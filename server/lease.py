@@ -11,6 +11,7 @@ from typing import Self
 from hwprobe import errors as probe_errors
 from hwprobe.placement import Placement, Wish
 from hwprobe.settings import EngineSettings
+from server.coroner import Coroner
 from server.errors import DoesNotFitError
 from server.residents import Choice
 from server.runner.process import Runner
@@ -96,6 +97,8 @@ class Lease:
         runner: the process that holds the model.
         settings: what the model was loaded with.
         load_s: seconds the request waited for it.
+        coroner: is told which requests are in flight.
+        key: see `Demand`.
     """
 
     def __init__(
@@ -105,7 +108,11 @@ class Lease:
         settings: EngineSettings,
         load_s: float,
         give_back: Callable[[], None],
+        coroner: Coroner,
+        key: str = "",
     ) -> None:
+        self.coroner = coroner
+        self.key = key
         self.runner = runner
         self.settings = settings
         self.load_s = load_s

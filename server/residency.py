@@ -163,7 +163,9 @@ class Residency:
         ]
         return effects + self._advance(now)
 
-    def load_failed(self, now: float, load_id: LoadId, message: str) -> list[Effect]:
+    def load_failed(
+        self, now: float, load_id: LoadId, message: str, reason: Reason = Reason.LOAD_FAILED
+    ) -> list[Effect]:
         """A `Load` has failed: everyone who waited for it is refused; the next one tries anew."""
         resident = self._residents.pop(load_id, None)
         if resident is None:
@@ -171,7 +173,7 @@ class Residency:
         effects: list[Effect] = []
         for request in self._waiting_for(resident):
             del self._queue[request.ticket]
-            effects.append(_refuse(request, Reason.LOAD_FAILED, message))
+            effects.append(_refuse(request, reason, message))
         return effects + self._advance(now)
 
     def died(self, now: float, load_id: LoadId) -> list[Effect]:

@@ -84,6 +84,7 @@ class Reason(Enum):
     STOPPING = "stopping"
     DOES_NOT_FIT = "does not fit"
     LOAD_FAILED = "load failed"
+    HELD_BACK = "held back"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

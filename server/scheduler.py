@@ -21,10 +21,12 @@ from typing import assert_never
 
 from hwprobe.estimate import HOST
 from hwprobe.settings import EngineSettings
+from server.coroner import Coroner
 from server.errors import (
     BusyError,
     ClientGoneError,
     DoesNotFitError,
+    HeldBackError,
     LoadFailedError,
     RunnerCrashedError,
     ServerError,
@@ -48,18 +50,12 @@ from server.residency import (
 )
 from server.runner import protocol
 from server.runner.process import Runner
+from server.settling import wait_for_memory
 
 __all__ = ["Demand", "Lease", "LoadedModel", "Scheduler", "SchedulerLimits"]
 
 GONE_POLL_S = 0.05
 """How often a waiting request asks whether its client is still there."""
-
-SETTLE_S = 5.0
-"""How long to wait for a GPU's memory counters after a runner has ended; the same as Ollama's."""
-
-SETTLE_POLL_S = 0.05
-SETTLED_SHARE = 0.75
-"""Of the predicted need: predictions err, and others may take memory meanwhile."""
 
 END_S = 10.0
 """How long `Scheduler.close` waits for runners it has told to end at once."""
@@ -73,6 +69,7 @@ class _Slot:
 
     demand: Demand
     need_bytes: Mapping[str, int]
+    planned: EngineSettings
     settings: EngineSettings
     runner: Runner | None = None
 
@@ -100,6 +97,7 @@ class Scheduler:
         free_bytes: Callable[[], Mapping[str, int]] = dict,
         limits: SchedulerLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        coroner: Coroner | None = None,
     ) -> None:
         """Start with nothing loaded.
 
@@ -111,8 +109,10 @@ class Scheduler:
                 must not raise.
             limits: see `SchedulerLimits`.
             clock: monotonic seconds.
+            coroner: learns from runners that die.
         """
         self._limits = limits or SchedulerLimits()
+        self._coroner = coroner or Coroner()
         self._start_runner = start_runner
         self._check = check
         self._free_bytes = free_bytes
@@ -161,6 +161,8 @@ class Scheduler:
             settings=slot.settings,
             load_s=self._clock() - arrived_s,
             give_back=lambda: self._finish(ticket),
+            coroner=self._coroner,
+            key=demand.key,
         )
 
     def unload(self, key: str) -> bool:
@@ -251,6 +253,7 @@ class Scheduler:
                     self._slots[effect.load_id] = _Slot(
                         demand=waiter.demand,
                         need_bytes=effect.choice.need_bytes,
+                        planned=effect.choice.settings,
                         settings=effect.choice.settings,
                     )
                     self._start(self._load, effect.load_id, self._slots[effect.load_id])
@@ -280,9 +283,12 @@ class Scheduler:
             _LOG.warning("%s: not loaded: %s", slot.demand.name, error)
             if slot.runner is not None:
                 slot.runner.stop(0)
+                self._examine(slot, slot.runner)
+            held = isinstance(error, HeldBackError)
+            reason = Reason.HELD_BACK if held else Reason.LOAD_FAILED
             with self._changed:
                 del self._slots[load_id]
-                self._perform(self._core.load_failed(self._clock(), load_id, str(error)))
+                self._perform(self._core.load_failed(self._clock(), load_id, str(error), reason))
             return
         _LOG.info("%s: loaded, process %d", slot.demand.name, runner.pid)
         with self._changed:
@@ -291,6 +297,7 @@ class Scheduler:
 
     def _bring_up(self, slot: _Slot) -> Runner:
         demand = slot.demand
+        self._coroner.check_load(demand.key, slot.planned)
         settings = self._check(demand.model_path, slot.settings)
         self._refuse_at_the_end()
         runner = self._start_runner(
@@ -321,34 +328,30 @@ class Scheduler:
     def _mourn(self, load_id: LoadId, slot: _Slot, error: RunnerCrashedError) -> None:
         """In the runner's reader thread: nobody is to get this runner any more."""
         _LOG.error("%s: %s", slot.demand.name, error)
+        if slot.runner is not None:  # before its requests hear of it and are tried again
+            self._examine(slot, slot.runner)
         with self._changed:
             self._perform(self._core.died(self._clock(), load_id))
         # What it held may be free already, so the counters have nothing to be compared with.
         self._bury(load_id, slot, {})
 
+    def _examine(self, slot: _Slot, runner: Runner) -> None:
+        """Tell the coroner about a runner that ended by itself."""
+        if runner.autopsy is not None:
+            self._coroner.died(
+                name=slot.demand.name,
+                model=slot.demand.key,
+                settings=slot.planned,
+                autopsy=runner.autopsy,
+            )
+
     def _bury(self, load_id: LoadId, slot: _Slot, before: Mapping[str, int]) -> None:
         try:
-            self._settle(slot.need_bytes, before)
+            wait_for_memory(slot.need_bytes, before, self._free_bytes)
         finally:
             with self._changed:
                 self._slots.pop(load_id, None)
                 self._perform(self._core.unloaded(self._clock(), load_id))
-
-    def _settle(self, need_bytes: Mapping[str, int], before: Mapping[str, int]) -> None:
-        """Wait until the counters of every GPU show the memory a runner gave back."""
-        expected = {
-            pool: before[pool] + int(SETTLED_SHARE * size)
-            for pool, size in need_bytes.items()
-            if pool != HOST and pool in before
-        }
-        end_s = time.monotonic() + SETTLE_S
-        while expected and time.monotonic() < end_s:
-            free = self._free_bytes()
-            if all(free.get(pool, 0) >= size for pool, size in expected.items()):
-                return
-            time.sleep(SETTLE_POLL_S)
-        if expected:
-            _LOG.warning("memory of a runner that ended has not come back: %s", sorted(expected))
 
     def _keep_time(self) -> None:
         """The timer thread: tick whenever the core has something to do by itself."""
@@ -396,5 +399,7 @@ def _error(refusal: Refuse) -> ServerError:
             return DoesNotFitError(refusal.message)
         case Reason.LOAD_FAILED:
             return LoadFailedError(refusal.message)
+        case Reason.HELD_BACK:
+            return HeldBackError(refusal.message)
         case _:
             assert_never(refusal.reason)

@@ -1,10 +1,10 @@
-"""``satchel config``, ``trust`` and ``health``: how this site is set up, and how it is."""
+"""``satchel config``, ``trust``, ``health``, ``crashes``: how this site is set up and how it is."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from appliance.cli.frame import (
     server,
 )
 from appliance.config import Config
+from appliance.crashes import CrashFolder
 from appliance.errors import AppError, RequestError
 from appliance.journal import Journal, timestamp
 from appliance.settings import MODEL_SETTINGS, SETTINGS
@@ -42,6 +43,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command("config")(config_command)
     app.command("health")(health_command)
+    app.command("crashes")(crashes_command)
     app.add_typer(trust_app, name="trust")
 
 
@@ -109,7 +111,7 @@ def health_command(
     host: HostOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Check store, space and server.
+    """Check store, space, crashes of the last day, and server.
 
     Exit codes are those of monitoring: 0 ok, 1 warning, 2 critical, 3 unknown.
     """
@@ -123,6 +125,7 @@ def health_command(
     checks = [
         health.check_models(found),
         health.check_space(found, reserve_bytes=loaded.store.reserve_bytes),
+        health.check_crashes(CrashFolder(found.paths.crashes), now_s=time.time()),
     ]
     if not store_only:
         checks.append(health.check_server(replace(client, timeout_s=_HEALTH_TIMEOUT_S)))
@@ -141,6 +144,26 @@ def health_command(
         texts = "; ".join(f"{check.name}: {check.text}" for check in checks)
         typer.echo(f"SATCHEL {level.name}: {texts}")
     raise typer.Exit(level)
+
+
+def crashes_command(
+    name: Annotated[str, typer.Argument(metavar="[RECORD]", help="Show this one whole.")] = "",
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show how models' runners have crashed. Records hold no prompts and no answers."""
+    folder = CrashFolder(open_store(load_config(config, store)).paths.crashes)
+    records = [(one, record) for one, record in folder.records() if name in ("", one)]
+    if name and not records:
+        raise RequestError(f"crash record: not found: {name}", hint="see: satchel crashes")
+    if json_ or name:
+        shown = [{"name": one, **asdict(record)} for one, record in records]
+        print_json(shown[0] if name else shown)
+        return
+    for one, record in records:
+        typer.echo(f"{one}  {record.at}  {record.model}  {record.cause}")
+        typer.echo(f"  {record.text}")
 
 
 @trust_app.command("add")

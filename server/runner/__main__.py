@@ -1,7 +1,8 @@
-"""The runner process: ``python -P -m server.runner FD``, started by `server.runner.process`.
+"""The runner process: ``python -P -m server.runner FD [PIPE]``; `server.runner.process` starts it.
 
 FD is its end of a socket pair that carries `server.runner.protocol`. Nothing else is on it: what
-native code prints goes to stdout and stderr. The process ends when the other end is closed, and
+native code prints goes to stdout and stderr. PIPE takes its last words when it crashes; without it
+stderr does. The process ends when the other end is closed, and
 the kernel ends it when its parent dies.
 """
 
@@ -14,8 +15,9 @@ import resource
 import signal
 import socket
 import sys
-import traceback
 from typing import NoReturn
+
+from server.runner.lastwords import print_frames
 
 PR_SET_PDEATHSIG = 1
 """Source: linux/prctl.h."""
@@ -24,15 +26,15 @@ SWITCH_INTERVAL_S = 0.0005
 """How long one Python thread may keep the other waiting. Why: the decode thread must not wait
 5 ms, Python's default, for the I/O thread at every step."""
 
-EXPECTED_ARGUMENTS = 2
-
 
 def main() -> int:
     """Prepare the process, then serve the one connection."""
-    if len(sys.argv) != EXPECTED_ARGUMENTS or not sys.argv[1].isdecimal():
-        sys.stderr.write("usage: python -m server.runner FD\n")
+    numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
+    if len(numbers) != len(sys.argv) - 1 or len(numbers) not in (1, 2):
+        sys.stderr.write("usage: python -m server.runner FD [PIPE]\n")
         return 2
-    faulthandler.enable()
+    crash_pipe = numbers[1] if numbers[1:] else sys.stderr.fileno()
+    faulthandler.enable(file=crash_pipe)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Ctrl-C in a terminal goes to the whole group; it is meant for the server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -43,13 +45,15 @@ def main() -> int:
     # server. Both are read by the libraries that the import below loads.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection = socket.socket(fileno=numbers[0])
     connection.set_inheritable(False)
+    if numbers[1:]:
+        os.set_inheritable(crash_pipe, False)
 
     from server.runner.service import Service  # noqa: PLC0415 - see above
 
     with connection:
-        return Service(connection).run()
+        return Service(connection, crash_pipe=crash_pipe).run()
 
 
 def _exit() -> NoReturn:
@@ -57,7 +61,7 @@ def _exit() -> NoReturn:
     try:
         code = main()
     except BaseException:  # noqa: BLE001 - the outermost edge of the process
-        traceback.print_exc()
+        print_frames()
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,6 +7,7 @@ are loaded only in a runner process.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from collections import deque
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llama_cpp import llama_cpp as _bindings
+
+from server.runner.autopsy import ASSERTION
 
 LIB: Any = _bindings
 """The bindings; every call releases the interpreter lock."""
@@ -110,6 +113,28 @@ def _attach(log: EngineLog) -> Any:
     LIB.llama_log_set(callback, None)
     return callback
 
+
+def tell_aborts(descriptor: int) -> None:
+    """Have the text of a failed assertion written to ``descriptor`` before the process aborts.
+
+    The symbol is looked up through the library the bindings have loaded: the folder holds each
+    library under several names, and opening another one would be a second, unused instance.
+    """
+
+    def write(text: bytes | None) -> None:
+        os.write(descriptor, ASSERTION + (text or b"").replace(b"\n", b" ") + b"\n")
+
+    callback = _ABORT_CALLBACK(write)
+    setter = LIB._lib.ggml_set_abort_callback  # noqa: SLF001 - the bindings' own handle
+    setter.argtypes = [_ABORT_CALLBACK]
+    setter.restype = ctypes.c_void_p
+    setter(callback)
+    _KEPT.append(callback)
+
+
+_ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+_KEPT: list[object] = []
+"""Call-backs the engine holds only the address of."""
 
 QUICK = Quick()
 LOG = EngineLog(_to_stderr)

@@ -3,8 +3,8 @@
 Rules:
  * one thread starts the child, reads its socket, hands every row to the stream it belongs to,
    and reaps it;
- * however the child ends (EOF, signal, exit code, a broken or endless line, silence), every
-   stream and every call in flight gets a `RunnerCrashedError` that says how;
+ * however the child ends (EOF, signal, exit code, a broken or endless line, a step counter that
+   stands still), every stream and every call in flight gets a `RunnerCrashedError` that says how;
  * no write blocks longer than ``send_s``: a child that does not read is as good as dead;
  * prompts are never logged; what is kept is the child's output only.
 
@@ -22,15 +22,17 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from server.errors import LoadFailedError, RunnerCrashedError
 from server.runner import protocol
+from server.runner.autopsy import Autopsy, keepable
 from server.runner.channel import Channel, StuckError, encode
 from server.runner.spawn import Child
 from server.runner.stream import Stream
+from server.runner.watchdog import RunnerLimits, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,27 +56,6 @@ STOPPED = "the model's runner has been stopped"
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer", protocol.Tokens, protocol.Text)
 _Inbox = queue.SimpleQueue[protocol.Tokens | protocol.Text | RunnerCrashedError]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerLimits:
-    """How long a runner may take, in seconds.
-
-    Attributes:
-        load_s: without progress or output while loading. Default 5 min: a cold disk and a
-            large model; the same as Ollama's.
-        stall_s: without any line while requests are in flight. Default 5 min: one prefill
-            batch of a large model on a slow CPU stays below it. Raise it for slower machines.
-        send_s: for one write to the child. Default 1 min: a child reads between two batches.
-        call_s: for the answer to ``tokenize`` or ``detokenize``.
-        term_s: from SIGTERM to SIGKILL when stopping.
-    """
-
-    load_s: float = 300.0
-    stall_s: float = 300.0
-    send_s: float = 60.0
-    call_s: float = 60.0
-    term_s: float = 1.0
 
 
 class Runner:
@@ -102,6 +83,8 @@ class Runner:
         self._settled = threading.Event()  # ready, failed or dead
         self._dead = threading.Event()
         self._heard_s = time.monotonic()
+        self._watchdog = Watchdog(stall_s=self._limits.stall_s)  # guarded by _state
+        self._autopsy: Autopsy | None = None
         self._channel: Channel
         self._child: Child
         self._reader: threading.Thread
@@ -178,6 +161,11 @@ class Runner:
         """The last lines the child printed, oldest first."""
         return self._child.log_lines
 
+    @property
+    def autopsy(self) -> Autopsy | None:
+        """What is known of its end; ``None`` while it lives, and when it was told to end."""
+        return self._autopsy
+
     def wait_ready(self) -> protocol.Ready:
         """Wait until the model is loaded.
 
@@ -215,7 +203,7 @@ class Runner:
         with self._state:
             self._refuse_dead()
             if not self._streams:
-                self._heard_s = time.monotonic()
+                self._watchdog.busy(time.monotonic())
             self._streams[request.id] = stream
         self._send(line)
         return stream
@@ -320,34 +308,39 @@ class Runner:
             tick_s = min(TICK_S, self._limits.load_s / 4, self._limits.stall_s / 4)
             for line in self._channel.lines(tick_s=tick_s, on_silence=self._watch):
                 self._heard_s = time.monotonic()
-                self._dispatch(protocol.decode_event(line))
+                event = protocol.decode_event(line)
+                self._dispatch(event)
+                if not isinstance(event, protocol.Step):
+                    self._watch()  # its I/O thread may answer while the other one hangs
         except (RunnerCrashedError, RecursionError, OSError) as error:
             self._child.kill(str(error))
         finally:
             self._bury()
 
     def _watch(self) -> None:
-        """Kill a child that says nothing although something is expected of it."""
+        """Kill a child that makes no progress although something is expected of it."""
         now_s = time.monotonic()
         if not self._settled.is_set():
             if now_s - max(self._heard_s, self._child.spoke_s) > self._limits.load_s:
                 self._child.kill(f"it made no progress for {self._limits.load_s:g} s")
             return
         with self._state:
-            silent = bool(self._streams) and now_s - self._heard_s > self._limits.stall_s
-        if silent:
-            self._child.kill(
-                f"it was silent for {self._limits.stall_s:g} s with requests to answer"
-            )
+            late, limit_s = self._watchdog.is_late(now_s), self._watchdog.limit_s
+        if late:
+            self._child.kill(f"it made no step for {limit_s:.3g} s with requests to answer")
 
     def _dispatch(self, event: protocol.Event) -> None:
         match event:
             case protocol.Progress():
                 self._on_progress(event.fraction)
             case protocol.Ready() | protocol.Failed():
+                if isinstance(event, protocol.Ready):
+                    self._watchdog.loaded(event.batch_s)
                 self._loaded = event
                 self._settled.set()
             case protocol.Step():
+                with self._state:
+                    self._watchdog.step(self._heard_s, event.n)
                 for row in event.rows:
                     self._deliver(row)
             case protocol.Tokens() | protocol.Text():
@@ -363,6 +356,10 @@ class Runner:
             stream = self._streams.get(request_id)
             if ends:
                 self._streams.pop(request_id, None)
+                if self._streams:
+                    self._watchdog.alive(self._heard_s)
+                else:
+                    self._watchdog.idle()
         if stream is not None:
             stream.put(row)
 
@@ -376,6 +373,8 @@ class Runner:
         folder = f"{Path(self.load.model_path).parent}/"  # clients need not know where it lies
         with self._state:
             self._epitaph = STOPPED if self._stopping else self._child.obituary(hide=folder)
+            if not (self._stopping or isinstance(self._loaded, protocol.Failed)):
+                self._autopsy = self._examine(self._epitaph, folder)
             streams, self._streams = self._streams, {}
             calls, self._calls = self._calls, {}
             tell = None if self._stopping else self._on_exit
@@ -391,6 +390,21 @@ class Runner:
             _LOG.warning("runner %d: %s", self.pid, self._epitaph)
         self._channel.close()
         self._child.read_log()
+
+    def _examine(self, epitaph: str, folder: str) -> Autopsy:
+        child = self._child
+        return Autopsy(
+            pid=child.pid,
+            cause=child.cause,
+            text=epitaph,
+            assertion=child.last_words.assertion,
+            stack=child.last_words.stack,
+            log=keepable(child.log_lines, hide=folder),
+            steps=self._watchdog.steps,
+            requests=tuple(sorted(self._streams)),
+            ready=isinstance(self._loaded, protocol.Ready),
+            lived_s=time.monotonic() - child.born_s,
+        )
 
 
 def _checked_id(value: object) -> int:

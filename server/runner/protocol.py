@@ -118,6 +118,7 @@ class Ready:
         memory: bytes per buffer type as the engine reports them, ``{"CPU": 123, …}``.
         system_info: the engine's own line about its build.
         load_s: seconds the load took.
+        batch_s: seconds a full batch takes, as measured right after the load.
     """
 
     ev: Literal["ready"] = "ready"
@@ -126,6 +127,7 @@ class Ready:
     memory: dict[str, int] = field(default_factory=dict)
     system_info: str = ""
     load_s: float = 0.0
+    batch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,9 +277,10 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             fields["tokens"] = tuple(fields["tokens"])
         return kind(**fields)
     except (ValueError, KeyError, TypeError) as error:
+        # Neither the line nor what broke it is quoted: both can hold a prompt or an answer.
         raise RunnerCrashedError(
-            f"broken line between server and runner: {line[:80]!r}: {error}"
-        ) from error
+            f"broken line of {len(line)} bytes between server and runner: {type(error).__name__}"
+        ) from None
 
 
 def _constraint(fields: dict[str, Any]) -> Constraint:

@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
@@ -22,8 +21,10 @@ from server.runner.batching import Work
 from server.runner.chain import Grammar
 from server.runner.grammar import gbnf
 from server.runner.inbox import Arrival, Inbox
+from server.runner.lastwords import print_frames
 from server.runner.library import Engine
 from server.runner.loop import Loop
+from server.runner.native import tell_aborts
 from server.runner.sampling import check_options
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
 
@@ -41,7 +42,9 @@ PROGRESS_STEP = 0.01
 class Service:
     """One conversation over one socket."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, crash_pipe: int) -> None:
+        """``crash_pipe`` takes the text of a failed assertion."""
+        tell_aborts(crash_pipe)
         self._socket = connection
         self._sending = threading.Lock()
         self._loads: queue.SimpleQueue[protocol.Load | None] = queue.SimpleQueue()
@@ -104,6 +107,7 @@ class Service:
                 memory=engine.memory,
                 system_info=engine.system_info,
                 load_s=load_s,
+                batch_s=engine.shape.batch_tokens / engine.prefill_rate,
             )
         )
         try:
@@ -123,7 +127,7 @@ class Service:
             pass  # the server is gone; how does not matter
         except Exception:  # noqa: BLE001 - the outermost edge of this thread
             self._failed = True
-            traceback.print_exc()
+            print_frames()
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -1,6 +1,8 @@
 """A child process around native code: start it, keep its last words, say how it ended.
 
-Parent side. The child leads its own session, so that one signal reaches whatever it forks.
+It gets two descriptors: its end of the conversation, and a pipe for its very last words (see
+`server.runner.autopsy`). Parent side. The child leads its own session, so that one signal reaches
+whatever it forks.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections import deque
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from server.runner.autopsy import LastWords, keepable, read_last_words
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
@@ -31,6 +35,8 @@ OOM_SCORE_ADJ = 500
 MAX_LOG_LINES = 200
 MAX_LOG_LINE_CHARACTERS = 500
 _READ_BYTES = 4096
+_MAX_LAST_WORDS_BYTES = 1 << 16
+"""As much as a pipe holds unread: more than that the child never got rid of."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,26 +49,37 @@ class Child:
 
     Attributes:
         pid: process id, and id of its process group.
+        last_words: what came through the pipe; known after `read_log`.
+        born_s: monotonic time of its start, in seconds.
         spoke_s: monotonic time of its last printed line, in seconds.
     """
 
     def __init__(self, *, command: Sequence[str], sock: socket.socket) -> None:
-        """Start ``command`` with the number of ``sock`` appended; the child inherits it.
+        """Start ``command`` with the numbers of ``sock`` and of a pipe appended.
 
         Raises:
             OSError: the process could not be started.
         """
-        self._process = subprocess.Popen(
-            [*command, str(sock.fileno())],
-            pass_fds=(sock.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **ENVIRONMENT},
-        )
+        ours, theirs = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(sock.fileno()), str(theirs)],
+                pass_fds=(sock.fileno(), theirs),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **ENVIRONMENT},
+            )
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._crash_pipe = ours
         self.pid = self._process.pid
-        self.spoke_s = time.monotonic()
+        self.born_s = self.spoke_s = time.monotonic()
+        self.last_words = LastWords()
         self._killed_because = ""
         self._lines: deque[str] = deque(maxlen=MAX_LOG_LINES)
         self._keeper = threading.Thread(target=self._keep_log, daemon=True, name="runner-log")
@@ -94,14 +111,24 @@ class Child:
         self.signal(signal.SIGKILL)
 
     def read_log(self, timeout_s: float | None = None) -> None:
-        """Wait until everything it printed has been read."""
+        """Wait until everything it printed has been read; take its last words. After `wait`."""
         self._keeper.join(timeout_s)
+        if self._crash_pipe >= 0:
+            pipe, self._crash_pipe = self._crash_pipe, -1
+            with open(pipe, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+                os.set_blocking(pipe, False)  # whatever it forked may keep the other end open
+                self.last_words = read_last_words(file.read(_MAX_LAST_WORDS_BYTES) or b"")
+
+    @property
+    def cause(self) -> str:
+        """How it ended, in a word or two. Only after `wait`."""
+        code = self._process.returncode
+        if self._killed_because:
+            return "killed by the server"
+        return _signal_name(-code) if code is not None and code < 0 else f"exit {code}"
 
     def obituary(self, *, hide: str) -> str:
-        """How it ended, in one line, with the last line it printed less ``hide``.
-
-        Only after `wait`.
-        """
+        """How it ended, in one line, with its last words less ``hide``. Only after `wait`."""
         code = self._process.returncode
         if self._killed_because:
             how = f"was killed: {self._killed_because}"
@@ -109,8 +136,9 @@ class Child:
             how = f"was killed by {_signal_name(-code)}"
         else:
             how = f"ended with exit code {code}"
-        last = f": {self._lines[-1].replace(hide, '')}" if self._lines else ""
-        return f"the model's runner {how}{last}"
+        printed = keepable(tuple(self._lines)[-1:], hide=hide)
+        words = (self.last_words.assertion.replace(hide, ""), *printed)
+        return ": ".join((f"the model's runner {how}", *[word for word in words if word][:1]))
 
     def _keep_log(self) -> None:
         pipe = self._process.stdout

@@ -1,7 +1,8 @@
 """A runner without an engine: a real child process, the real protocol, a real socket.
 
-Started as ``python -P fake_runner.py [--script FILE] FD``. What it does stands in a JSON object:
-in ``--script FILE``, else in the model file itself, else (a model file that is no JSON) ``{}``.
+Started as ``python -P fake_runner.py [--script FILE] FD PIPE``. What it does stands in a JSON
+object: in ``--script FILE``, else in the model file itself, else (a model file that is no JSON)
+``{}``.
 
     words               list of texts to say, one per step; without it the prompt is echoed
     step_s, load_s      seconds each step, and the load, takes
@@ -11,6 +12,7 @@ in ``--script FILE``, else in the model file itself, else (a model file that is 
     crash_load          die while loading
     hang_load           never become ready, never report progress
     crash_after_steps   die at this step, counted over the life of the process
+    crash_on            die at the first step with a request whose prompt holds this text
     crash_signal        the signal it dies by (default 9); 0 means exit code 3
     hang                accept requests and never answer them
     deaf                never read the socket after the load
@@ -203,6 +205,11 @@ class FakeRunner:
         self._steps += 1
         if self._steps == self._script.get("crash_after_steps"):
             self._die()
+        if (poison := self._script.get("crash_on")) and any(
+            poison in "".join(map(self._vocabulary.word, sequence.prompt_ids))
+            for sequence in self._running
+        ):
+            self._die()
         if self._steps == self._script.get("garbage_after_steps"):
             self._sock.sendall(b'{"ev":"step","n":1,"rows":[{"id"\n')
         while self._script.get("endless_line"):
@@ -301,7 +308,7 @@ def _logprobs(request: protocol.Generate, word: str) -> tuple[Any, ...]:
 def main() -> None:
     arguments = sys.argv[1:]
     script = Path(arguments[1]) if arguments[0] == "--script" else None
-    with socket.socket(fileno=int(arguments[-1])) as sock:
+    with socket.socket(fileno=int(arguments[-2])) as sock:
         FakeRunner(sock, script).run()
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from appliance.config import Config
+from appliance.crashes import CrashFolder
 from appliance.layout import Paths
 from appliance.model import CONFIG_MEDIA, LAYER_MEDIA, encode_image
 from appliance.store import Store
@@ -30,8 +31,10 @@ from server.api.blobs import CreatePolicy
 from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
+from server.coroner import Coroner
 from server.listener import Listener, ListenerLimits, bind, bind_unix, threads_needed
 from server.planner import Machines, Planner
+from server.quarantine import BreakerPolicy
 from server.runner import protocol
 from server.runner.process import Runner
 from server.scheduler import Scheduler, SchedulerLimits
@@ -129,6 +132,9 @@ class LiveServer:
         server = replace(config.server, **(flags or {}))
         self.scheduler = Scheduler(
             budgets={"host": 8 * GIB},
+            coroner=Coroner(
+                folder=CrashFolder(self.store.paths.crashes), breaker=BreakerPolicy(first_s=0.3)
+            ),
             start_runner=self._start_runner,
             limits=SchedulerLimits(max_queue=max_queue),
         )

@@ -65,8 +65,14 @@ class KeepAliveOfTheFirst(Residency):
 class FailsInSilence(Residency):
     """Does not tell those who waited that the load failed."""
 
-    def load_failed(self, now: float, load_id: LoadId, message: str) -> list[Effect]:
-        del message
+    def load_failed(
+        self,
+        now: float,
+        load_id: LoadId,
+        message: str,
+        reason: residents.Reason = residents.Reason.LOAD_FAILED,
+    ) -> list[Effect]:
+        del message, reason
         self._residents.pop(load_id, None)
         return self._advance(now)
 
