@@ -159,12 +159,13 @@ class Answerer:
         """
         started_s = self._now_s()
         model = self._find_for_generate(request.model)
-        if not request.prompt and request.keep_alive_s == 0:
+        empty = not (request.prompt or request.tokens)
+        if empty and request.keep_alive_s == 0:
             yield self._unload(model)
             return
         task = self._task(model, request, started_s)
         with self._admission.enter():
-            yield from self._answer(task, gone, empty=not request.prompt)
+            yield from self._answer(task, gone, empty=empty)
 
     def render_chat(self, request: ChatRequest, gone: Gone) -> str:
         """The prompt a chat comes to; loads the model to measure it.

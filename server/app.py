@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from server.api import anthropic, blobs, health, models, ollama, openai
+from server.api import anthropic, blobs, completions, health, models, ollama, openai
 from server.api.blobs import CreatePolicy
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
@@ -76,6 +76,7 @@ def create_app(
         "/api/copy": models.Copy(store=store, max_body_bytes=max_body_bytes),
         "/api/delete": models.Delete(store=store, max_body_bytes=max_body_bytes),
         "/api/blobs/{digest:path}": blobs.Blob(store=store, policy=creation),
+        "/v1/completions": completions.Completions(**shared),
         "/v1/chat/completions": openai.ChatCompletions(**shared),
         "/v1/messages": anthropic.Messages(answerer=answerer, max_body_bytes=max_body_bytes),
         "/v1/messages/count_tokens": anthropic.CountTokens(

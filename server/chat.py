@@ -330,9 +330,15 @@ class ChatRequest(RequestOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest(RequestOptions):
-    """A single prompt to be completed."""
+    """A single prompt to be completed.
+
+    Attributes:
+        prompt: a text; it goes through the template unless ``raw``.
+        tokens: token ids to be continued as they are, in place of a prompt.
+    """
 
     prompt: str = ""
+    tokens: tuple[int, ...] = ()
     system: str | None = None
     template: str | None = None
     suffix: str = ""

@@ -112,7 +112,10 @@ def generate_prompt(
     """
     runner = lease.runner
     inserts = inserting(model, template)
-    if request.suffix and inserts is not None and not request.raw:
+    if request.tokens:
+        _check_token_ids(request.tokens, runner.ready.n_vocab, field="prompt")
+        prompt = Prompt(text="", tokens=request.tokens)
+    elif request.suffix and inserts is not None and not request.raw:
         given = PromptInput(prompt=request.prompt, suffix=request.suffix, think=think)
         text = _render(model, given, template=inserts, today=today)
         prompt = Prompt(text=text, tokens=runner.tokenize(text))
@@ -150,7 +153,7 @@ def _behind(context: tuple[int, ...], text: str, runner: Runner) -> Prompt:
     """A text behind the tokens of earlier turns."""
     if not context:
         return Prompt(text=text, tokens=runner.tokenize(text))
-    _check_context(context, runner.ready.n_vocab)
+    _check_token_ids(context, runner.ready.n_vocab, field="context")
     own = runner.tokenize(text, add_bos=False)
     before = escape_marks(runner.detokenize(context))
     return Prompt(text=before + text, tokens=(*context, *own))
@@ -214,9 +217,9 @@ def _guard(model_path: Path) -> Guard:
     return guard_of(read_header(model_path))
 
 
-def _check_context(context: tuple[int, ...], n_vocab: int) -> None:
-    if max(context) >= n_vocab:
-        raise BadRequestError(f"context: expected token ids below {n_vocab}, found {max(context)}")
+def _check_token_ids(tokens: tuple[int, ...], n_vocab: int, *, field: str) -> None:
+    if max(tokens) >= n_vocab:
+        raise BadRequestError(f"{field}: expected token ids below {n_vocab}, found {max(tokens)}")
 
 
 def _refuse_overlong(prompt: Prompt, num_ctx: int, *, cut: bool) -> None:

@@ -6,6 +6,7 @@ later, in Ollama's order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from server.api.body import Fields
@@ -138,8 +139,16 @@ def _tool_call(fields: Fields) -> ToolCall:
 
 
 def _context(fields: Fields) -> tuple[int, ...]:
-    context = fields.array("context")
-    for index, token in enumerate(context):
+    return token_ids(fields.array("context"), at="context")
+
+
+def token_ids(values: Sequence[Any], *, at: str) -> tuple[int, ...]:
+    """Token ids; whether the vocabulary has them is asked later.
+
+    Raises:
+        BadRequestError: one is no id.
+    """
+    for index, token in enumerate(values):
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise BadRequestError(f"context[{index}]: expected token id, found {token!r:.40}")
-    return context
+            raise BadRequestError(f"{at}[{index}]: expected token id, found {token!r:.40}")
+    return tuple(values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,25 @@ def parse_chat_completion(fields: Fields) -> ChatCompletion:
     return ChatCompletion(request=request, include_usage=usage)
 
 
-def _options(fields: Fields) -> JsonObject:
-    """Native options: those sent as ``options``, then OpenAI's own names over them."""
+def sampling_options(fields: Fields, *, token_limits: Sequence[str]) -> dict[str, Any]:
+    """Native options: those sent as ``options``, then OpenAI's own names over them.
+
+    Args:
+        fields: the body.
+        token_limits: names of the limit of generated tokens; the last one that is there counts.
+    """
     options = dict(fields.object("options").values)
     for name in _PASSED_ON:
         if fields.has(name):
             options[name] = fields.values[name]
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in token_limits:
         if fields.has(name):
             options["num_predict"] = fields.integer(name)
+    return options
+
+
+def _options(fields: Fields) -> JsonObject:
+    options = sampling_options(fields, token_limits=("max_tokens", "max_completion_tokens"))
     stop = fields.values.get("stop")
     if isinstance(stop, str):
         options["stop"] = [stop]

@@ -29,6 +29,7 @@ from server.chat import (
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,
+    Usage,
 )
 
 Json = dict[str, Any]
@@ -80,7 +81,9 @@ class OpenAiWriter:
                     yield self._event({"content": ""})
                 yield self._event({}, finish=self._finish(chunk.reason))
                 if self._include_usage:
-                    yield sse_event(self._stream_head() | {"choices": [], "usage": _usage(chunk)})
+                    yield sse_event(
+                        self._stream_head() | {"choices": [], "usage": usage_body(chunk.usage)}
+                    )
                 yield SSE_DONE
             case FaultChunk():
                 yield sse_event(error_body(chunk.message, chunk.status))
@@ -108,7 +111,7 @@ class OpenAiWriter:
             "object": "chat.completion",
             "system_fingerprint": FINGERPRINT,
             "choices": [choice],
-            "usage": _usage(answer.finish),
+            "usage": usage_body(answer.finish.usage),
         }
 
     def _call_events(
@@ -167,8 +170,8 @@ def _logprobs(entries: Iterable[TokenLogprob]) -> Json:
     return {"content": [{"top_logprobs": [], **logprob_record(entry)} for entry in entries]}
 
 
-def _usage(chunk: FinishChunk) -> Json:
-    usage = chunk.usage
+def usage_body(usage: Usage) -> Json:
+    """What an answer cost, in OpenAI's words."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 
 from server.api.anthropic_parse import parse_count, parse_messages
 from server.api.body import Fields, read_object
+from server.api.completions_parse import parse_completion
 from server.api.ollama_parse import parse_chat, parse_generate
 from server.api.openai_parse import parse_chat_completion
 from server.errors import BadRequestError, ForbiddenError
 
-PARSERS = (parse_chat, parse_generate, parse_chat_completion, parse_messages, parse_count)
+PARSERS = (
+    parse_chat,
+    parse_generate,
+    parse_chat_completion,
+    parse_completion,
+    parse_messages,
+    parse_count,
+)
 
 NAMES = st.sampled_from(
     [
@@ -25,6 +33,7 @@ NAMES = st.sampled_from(
         *("stop", "max_tokens", "response_format", "json_schema", "schema", "reasoning"),
         *("reasoning_effort", "effort", "stream_options", "tool_choice", "max_tokens"),
         *("source", "data", "input", "tool_use_id", "thinking", "input_schema", "output_config"),
+        *("n", "best_of", "echo", "seed"),
     ]
 )
 TEXTS = st.sampled_from(
