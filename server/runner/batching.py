@@ -7,11 +7,14 @@ tokens the cache does not hold yet: one when they decode, many when they prefill
 Rules:
  * a request starts only if its whole reservation (prompt and longest answer, at most a context)
    fits beside all others, so decoding never finds the cache full;
- * requests start in the order they came; idle cells give way, the longest unused first;
- * decoding requests are in every step; the prefill budget goes to the shortest rest first, and
-   who gets nothing moves up;
+ * who starts and who prefills next is decided by `server.runner.fairness`; idle cells give way,
+   the longest unused first;
+ * decoding requests are in every step;
+ * a prompt whose beginning another request is computing follows that one, and shares the
+   beginning once it is there: it is computed once, by the request that came first;
  * at least one token of a prompt is computed, for its logits;
- * cells shared by sequences are counted for each, which errs on the safe side.
+ * only requests of one scope share;
+ * cells shared by sequences count once.
 
 The engine's cache is changed by the effects that the methods return, in their order.
 """
@@ -19,117 +22,43 @@ The engine's cache is changed by the effects that the methods return, in their o
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
+from server.runner.cells import Cells
+from server.runner.fairness import AGING_TOKENS, DeficitRing, Line
+from server.runner.prefixes import PrefixTree, common_prefix
 from server.runner.window import slide_range
+from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide, Work
 
-AGING_TOKENS = 64
-"""How much shorter a prefill counts for each step it waited. Why: next to a steady stream of
-short prompts, a prompt of 4,096 tokens is served after at most 64 steps."""
+FOLLOW_TOKENS = 32
+"""Fewer common tokens are computed again rather than waited for. Why: a step costs nearly as much
+as that many rows, see `server.runner.pace.LEAST_TOKENS`."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the engine holds.
-
-    Attributes:
-        slots: most requests at once.
-        cells: KV cells all sequences share; at least ``slots * context_tokens`` uses every slot.
-        context_tokens: most tokens of one request.
-        sequences: sequence ids; more than ``slots`` keeps more idle prompts.
-        batch_tokens: most tokens per step.
-        divisible: the end of a sequence can be dropped and its beginning shared.
-        can_slide: positions can be moved.
-    """
-
-    slots: int
-    cells: int
-    context_tokens: int
-    sequences: int
-    batch_tokens: int
-    divisible: bool = True
-    can_slide: bool = True
+Resumable = Callable[[int, int], bool]
+"""Whether a sequence can go on at a position; windowed caches forget."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A request as batching sees it.
-
-    Attributes:
-        prompt: 1 to ``context_tokens - 1`` token ids.
-        most_tokens: longest answer.
-        keep: tokens at the start that stay when the context slides.
-        slide: on a full context drop old tokens instead of ending.
-    """
-
-    id: int
-    prompt: tuple[int, ...]
-    most_tokens: int
-    keep: int = 0
-    slide: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Forget all positions of ``sequence`` from ``start`` on."""
-
-    sequence: int
-    start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Give ``target`` the first ``end`` positions of ``source``."""
-
-    source: int
-    target: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Slide:
-    """Forget positions ``start`` to ``end`` of ``sequence`` and move the rest down."""
-
-    sequence: int
-    start: int
-    end: int
-
-
-Effect = Drop | Share | Slide
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Consecutive tokens of one request for the next step; ``output`` asks for logits."""
-
-    id: int
-    sequence: int
-    start: int
-    tokens: tuple[int, ...]
-    output: bool
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Held:
     """Tokens in a sequence of the cache.
 
     Attributes:
         tokens: what the sequence holds or is to hold.
+        scope: who may share them.
         exact: how many at its start are as if computed in this order; all but after a slide.
-        shared: how many positions at the start other sequences may hold too.
         used: when it was last in use, counted in admissions.
     """
 
     sequence: int
     tokens: list[int]
+    scope: str
     exact: int = sys.maxsize
-    shared: int = 0
     used: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Running:
     """A request that has a sequence.
 
@@ -138,57 +67,104 @@ class Running:
         cached: prompt tokens that did not have to be computed.
         waited: steps since it was last served.
         parked: it gave its cells up and waits for another request to end.
+        robbed: it was parked; it may find a beginning to share when it goes on.
+        leader: who computes the beginning of this one's prompt.
+        fork_at: how long that beginning is; 0 without a leader.
     """
 
     work: Work
     held: Held
     evaluated: int
-    cached: int
     order: int
+    cached: int = 0
     waited: int = 0
     parked: bool = False
+    robbed: bool = False
+    leader: Running | None = None
+    fork_at: int = 0
+    followers: list[Running] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
         """Tokens the cache does not hold yet."""
         return len(self.held.tokens) - self.evaluated
 
+    @property
+    def active(self) -> bool:
+        """Whether a step may compute it."""
+        return not self.parked and self.leader is None
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common beginning; compares slices, so the cost is that of memory."""
-    low, high = 0, min(len(left), len(right))
-    if left[:high] == right[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    @property
+    def reach(self) -> int:
+        """Tokens the next step may compute: it stops where others part from it."""
+        stops = [run.fork_at - self.evaluated for run in self.followers]
+        return min((stop for stop in stops if stop > 0), default=self.pending)
+
+    @property
+    def rest(self) -> int:
+        """Tokens until the first answer, of this request or of one that follows it."""
+        ends = [self.held.tokens, *(run.held.tokens for run in self.followers)]
+        return min(map(len, ends)) - self.evaluated
+
+    @property
+    def answered(self) -> bool:
+        """Whether a token has been sampled."""
+        return len(self.held.tokens) > len(self.work.prompt)
+
+    def follow(self, leader: Running, fork_at: int) -> None:
+        """Wait for the beginning that another request computes."""
+        self.leader, self.fork_at = leader, fork_at
+        leader.followers.append(self)
+
+    def unfollow(self) -> None:
+        """Follow nobody any more."""
+        if self.leader is not None:
+            self.leader.followers.remove(self)
+        self.leader, self.fork_at = None, 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a request starts: behind ``length`` tokens of a source, or following a leader."""
+
+    source: Held | None
+    length: int
+    leader: Running | None
+    fork_at: int
 
 
 class Batching:
     """The state of all requests; see the rules of this module.
 
     Attributes:
-        waiting: requests that have not started, in order.
-        running: requests that have a sequence, by id.
+        running: requests that have a sequence, by id, in the order they started.
         idle: sequences no request uses, the longest unused first.
+        cells: what the cache holds.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, follow_tokens: int = FOLLOW_TOKENS) -> None:
+        """``follow_tokens``: the fewest common tokens that are waited for."""
         self.limits = limits
-        self.waiting: deque[Work] = deque()
+        self._follow_tokens = follow_tokens
         self.running: dict[int, Running] = {}
         self.idle: list[Held] = []
+        self.cells = Cells()
+        self._line = Line()
+        self._ring = DeficitRing()
+        self._trees: dict[str, PrefixTree[int]] = {}
+        self._owners: dict[int, Running | Held] = {}
         self._free = list(range(limits.sequences - 1, -1, -1))
         self._clock = 0
 
     @property
+    def waiting(self) -> tuple[Work, ...]:
+        """Requests that have not started, in the order they came."""
+        return tuple(self._line)
+
+    @property
     def decoding(self) -> int:
         """Requests of which the next step computes a token, whatever its budget."""
-        return sum(run.pending == 1 and not run.parked for run in self.running.values())
+        return sum(run.pending == 1 and run.active for run in self.running.values())
 
     def submit(self, work: Work) -> None:
         """Queue a request.
@@ -199,42 +175,52 @@ class Batching:
         most = min(self.limits.context_tokens, self.limits.cells)
         if not 0 < len(work.prompt) < most:
             raise ValueError(f"prompt: expected 1 to {most - 1} tokens, found {len(work.prompt)}")
-        self.waiting.append(work)
+        self._line.put(work)
 
-    def admit(self, resumable: Callable[[int, int], bool]) -> tuple[Effect, ...]:
-        """Start as many waiting requests as fit.
-
-        Args:
-            resumable: whether a sequence can go on at a position; windowed caches forget.
-        """
+    def admit(self, resumable: Resumable) -> tuple[Effect, ...]:
+        """Share what has been computed, then start as many waiting requests as fit."""
         effects: list[Effect] = []
-        while self.waiting and len(self.running) < self.limits.slots:
-            need = self._reservation(self.waiting[0])
-            if self._reserved() + need > self.limits.cells:
+        for run in self.running.values():
+            if run.leader is not None or (run.robbed and not run.parked):
+                effects += self._fork(run, resumable)
+        self._line.pass_step()
+        while len(self._line) and len(self.running) < self.limits.slots:
+            shares = Counter(run.work.tenant for run in self.running.values())
+            work = self._line.first(shares)
+            if work is None:
                 break
-            effects += self._start(self.waiting.popleft(), need, resumable)
-        return tuple(effects)
+            place = self._find_place(work, resumable)
+            if self._promised() + self._need(work, place) > self.limits.cells:
+                break
+            self._line.take(work)
+            effects += self._start(work, place)
+        return (*effects, *self._relieve())
 
     def plan(self, budget_tokens: int) -> tuple[Chunk, ...]:
         """The next step: one token of each decoding request, then at most a budget of prefill."""
-        active = [run for run in self.running.values() if not run.parked]
+        active = [run for run in self.running.values() if run.active]
         decoding = [run for run in active if run.pending == 1]
         prefilling = [run for run in active if run.pending > 1]
         # Only more slots than the batch holds make it matter who comes first.
         decoding.sort(key=lambda run: (-run.waited, run.order))
-        prefilling.sort(key=lambda run: (run.pending - AGING_TOKENS * run.waited, run.order))
+        prefilling.sort(key=lambda run: (run.rest - AGING_TOKENS * run.waited, run.order))
         chunks: list[Chunk] = []
-        room = self.limits.batch_tokens
+        room = min(self.limits.batch_tokens, self.limits.cells - self.cells.used)
         for run in decoding:
             room -= self._take(run, min(1, room), chunks)
-        room = min(room, budget_tokens)
+        wants: Counter[str] = Counter()
         for run in prefilling:
-            room -= self._take(run, min(run.pending, room), chunks)
+            wants[run.work.tenant] += run.reach
+        dealt = self._ring.deal(wants, min(room, budget_tokens))
+        for run in prefilling:
+            count = min(run.reach, dealt.get(run.work.tenant, 0))
+            dealt[run.work.tenant] = dealt.get(run.work.tenant, 0) - count
+            self._take(run, count, chunks)
         return tuple(chunks)
 
     def advance(self, chunk: Chunk) -> None:
         """Note that the cache now holds a chunk."""
-        self.running[chunk.id].evaluated = chunk.start + len(chunk.tokens)
+        self._set_evaluated(self.running[chunk.id], chunk.start + len(chunk.tokens))
 
     def append(self, request: int, token: int) -> tuple[Effect, ...] | None:
         """Add a sampled token; ``None`` if the context is full and may not slide.
@@ -251,8 +237,9 @@ class Batching:
         """End a request, wherever it stands; its cells stay for later unless ``keep`` is False."""
         run = self.running.pop(request, None)
         if run is None:
-            self.waiting = deque(work for work in self.waiting if work.id != request)
+            self._line.remove(request)
             return ()
+        run.unfollow()
         for other in self.running.values():
             other.parked = False
         held = run.held
@@ -261,6 +248,7 @@ class Batching:
             self._clock += 1
             held.used = self._clock
             self.idle.append(held)
+            self._index(held, held, held.tokens)
             # What was planned but not computed is not in the cache; the drop makes that sure.
             return (Drop(held.sequence, run.evaluated),) if self.limits.divisible else ()
         return self._forget(held)
@@ -274,7 +262,7 @@ class Batching:
         known = max(0, min(position, len(run.held.tokens) - 1))
         if not self.limits.divisible:
             known = 0
-        run.evaluated = known
+        self._set_evaluated(run, known)
         return (Drop(run.held.sequence, known),)
 
     def evict(self) -> tuple[Effect, ...]:
@@ -283,79 +271,166 @@ class Batching:
 
     def preempt(self) -> tuple[Effect, ...]:
         """Empty the request that came last, until another one ends; not the only one."""
-        active = [run for run in self.running.values() if not run.parked]
+        active = [run for run in self.running.values() if run.active]
         if len(active) <= 1:
             return ()
         last = max(active, key=lambda run: run.order)
-        last.evaluated = 0
-        last.parked = True
+        self._set_evaluated(last, 0)
+        last.parked = last.robbed = True
         return (Drop(last.held.sequence),)
 
-    def _start(
-        self, work: Work, need: int, resumable: Callable[[int, int], bool]
-    ) -> Iterator[Effect]:
-        source, length = self._longest(work.prompt, resumable)
-        shared = 0
+    def _find_place(self, work: Work, resumable: Resumable) -> _Place:
+        """Where a request would start: behind what is there, or following who computes more."""
+        source, length = self._longest(work.scope, work.prompt, resumable)
+        leader, fork_at = self._leader(work.scope, work.prompt)
+        if leader is not None and fork_at >= length + self._follow_tokens:
+            return _Place(None, 0, leader, fork_at)
+        return _Place(source, length, None, 0)
+
+    def _start(self, work: Work, place: _Place) -> Iterator[Effect]:
         self._clock += 1
+        source, length = place.source, place.length
         if source is not None and self._is_spent(source, length):
             self.idle.remove(source)
-            sequence, shared = source.sequence, min(source.shared, length)
+            sequence = source.sequence
             if length < len(source.tokens):
+                self.cells.set_length(sequence, length)
                 yield Drop(sequence, length)
-        elif source is not None:
-            sequence, shared = self._free.pop(), length
-            source.shared = max(source.shared, length)
-            source.used = self._clock
-            self.idle.sort(key=lambda held: held.used)
-            yield Share(source.sequence, sequence, length)
         else:
             if not self._free:
                 yield from self.evict()
             sequence = self._free.pop()
-        while self._reserved() + self._cached() + need > self.limits.cells:
+            if source is not None:
+                yield self._share(source, sequence, length)
+        run = Running(work, Held(sequence, list(work.prompt), work.scope), length, self._clock)
+        run.cached = length
+        self.running[work.id] = run
+        self._index(run.held, run, work.prompt)
+        if place.leader is not None:
+            run.follow(place.leader, place.fork_at)
+        while self.idle and self.cells.used + self._growth() > self.limits.cells:
             yield from self.evict()
-        held = Held(sequence, list(work.prompt), shared=shared)
-        self.running[work.id] = Running(
-            work, held, evaluated=length, cached=length, order=self._clock
-        )
+
+    def _fork(self, run: Running, resumable: Resumable) -> Iterator[Effect]:
+        """Share with a request what others have computed by now, or find it another leader."""
+        leader = run.leader
+        if (
+            leader is not None
+            and self.running.get(leader.work.id) is leader
+            and not leader.parked
+            and leader.evaluated < run.fork_at
+        ):
+            return
+        run.unfollow()
+        run.robbed = False
+        tokens = tuple(run.held.tokens)
+        source, length = self._longest(run.held.scope, tokens, resumable, taker=run)
+        if source is not None and length > run.evaluated:
+            if run.evaluated:
+                self._set_evaluated(run, 0)
+                yield Drop(run.held.sequence)
+            yield self._share(source, run.held.sequence, length)
+            run.evaluated = length
+            if not run.answered:
+                run.cached = length
+        other, fork_at = self._leader(run.held.scope, tokens, before=run.order)
+        if other is not None and fork_at >= run.evaluated + self._follow_tokens:
+            run.follow(other, fork_at)
+
+    def _relieve(self) -> Iterator[Effect]:
+        """Make sure that everybody who runs can go on by a token.
+
+        Reservations see to that, but for a few cells of requests whose leader left early.
+        """
+        while self.cells.used + self._active() > self.limits.cells:
+            effects = self.evict() or self.preempt()
+            if not effects:
+                return
+            yield from effects
+
+    def _active(self) -> int:
+        return sum(run.active for run in self.running.values())
 
     def _is_spent(self, source: Held, length: int) -> bool:
         """Whether taking a sequence over is better than sharing its beginning."""
-        if any(run.held is source for run in self.running.values()):
+        if not isinstance(self._owners[source.sequence], Held):
             return False
         if not self.limits.divisible or not self._free:
             return True
         return length * 2 >= len(source.tokens)
 
     def _longest(
-        self, prompt: tuple[int, ...], resumable: Callable[[int, int], bool]
+        self,
+        scope: str,
+        prompt: tuple[int, ...],
+        resumable: Resumable,
+        *,
+        taker: Running | None = None,
     ) -> tuple[Held | None, int]:
         """The sequence that holds most of a prompt's beginning, and how much of it."""
         best: tuple[Held | None, int] = (None, 0)
-        tokens = list(prompt[:-1])
-        candidates = [(held, len(held.tokens)) for held in self.idle]
-        if self.limits.divisible and self._free:
-            candidates += [(run.held, run.evaluated) for run in self.running.values()]
-        for held, size in candidates:
-            length = min(common_prefix(held.tokens, tokens), size, held.exact)
-            whole = self.limits.divisible or length == len(held.tokens)
-            if length > best[1] and whole and resumable(held.sequence, length):
-                best = (held, length)
+        wanted = prompt[:-1]
+        for length, sequences in self._matches(scope, wanted):
+            if length <= best[1]:
+                break
+            for sequence in sequences:
+                owner = self._owners[sequence]
+                if owner is taker:
+                    continue
+                held = owner if isinstance(owner, Held) else owner.held
+                size = self.cells.length(sequence)
+                known = min(self._common(held, length, wanted), held.exact)
+                common = min(known, size)
+                whole = self.limits.divisible or common == size
+                if common > best[1] and whole and resumable(sequence, common):
+                    best = (held, common)
         return best
+
+    def _leader(
+        self, scope: str, prompt: tuple[int, ...], *, before: int = sys.maxsize
+    ) -> tuple[Running | None, int]:
+        """Who will compute most of a prompt's beginning, and how much; only who came earlier."""
+        best: tuple[Running | None, int] = (None, 0)
+        for length, sequences in self._matches(scope, prompt[:-1]):
+            if length <= best[1]:
+                break
+            for sequence in sequences:
+                run = self._owners[sequence]
+                if isinstance(run, Held) or run.parked or run.order >= before:
+                    continue
+                common = min(length, run.held.exact)
+                if common > max(best[1], run.evaluated):
+                    best = (run, common)
+        return best
+
+    def _matches(self, scope: str, wanted: tuple[int, ...]) -> Iterator[tuple[int, frozenset[int]]]:
+        tree = self._trees.get(scope)
+        return iter(()) if tree is None else tree.matches(wanted)
+
+    def _common(self, held: Held, known: int, wanted: tuple[int, ...]) -> int:
+        """How long the common beginning is, when the tree knows so much of it.
+
+        The tree has a running request's prompt only; its answer is looked at here.
+        """
+        if known < self._trees[held.scope].length(held.sequence):
+            return known
+        return known + common_prefix(tuple(held.tokens[known:]), wanted[known:])
 
     def _make_room(self, run: Running) -> tuple[Effect, ...]:
         """Drop old tokens of a full context."""
         held = run.held
         start, end = slide_range(len(held.tokens), keep=run.work.keep)
         del held.tokens[start:end]
-        if self.limits.can_slide and held.shared <= end <= run.evaluated:
+        shared = self.cells.shared(held.sequence)
+        if self.limits.can_slide and shared <= end <= run.evaluated:
             run.evaluated -= end - start
+            self.cells.cut_out(held.sequence, start, end)
             held.exact = min(held.exact, start)
-            held.shared = min(held.shared, start)
+            self._index(held, run, held.tokens[: held.exact])
             return (Slide(held.sequence, start, end),)
         # Moving shared cells would move them under the other sequences too: compute them again.
-        run.evaluated = start if self.limits.divisible else 0
-        held.shared = min(held.shared, start)
+        self._set_evaluated(run, start if self.limits.divisible else 0)
+        self._index(held, run, held.tokens)
         return (Drop(held.sequence, run.evaluated),)
 
     def _take(self, run: Running, count: int, chunks: list[Chunk]) -> int:
@@ -375,16 +450,54 @@ class Batching:
         )
         return count
 
+    def _share(self, source: Held, target: int, end: int) -> Share:
+        source.used = self._clock
+        self.idle.sort(key=lambda held: held.used)
+        self.cells.share(source.sequence, target, end)
+        return Share(source.sequence, target, end)
+
+    def _set_evaluated(self, run: Running, evaluated: int) -> None:
+        run.evaluated = evaluated
+        self.cells.set_length(run.held.sequence, evaluated)
+        if evaluated <= run.held.exact:
+            run.held.exact = sys.maxsize  # what was moved is gone; the rest is computed anew
+
+    def _index(
+        self, held: Held, owner: Running | Held, tokens: list[int] | tuple[int, ...]
+    ) -> None:
+        self._owners[held.sequence] = owner
+        self._trees.setdefault(held.scope, PrefixTree()).put(held.sequence, tokens)
+
     def _forget(self, held: Held) -> tuple[Effect, ...]:
         self._free.append(held.sequence)
+        self._owners.pop(held.sequence, None)
+        self.cells.set_length(held.sequence, 0)
+        tree = self._trees[held.scope]
+        tree.remove(held.sequence)
+        if not len(tree):
+            del self._trees[held.scope]
         return (Drop(held.sequence),)
 
-    def _reservation(self, work: Work) -> int:
+    def _final(self, work: Work) -> int:
+        """The most positions a request will hold."""
         most = min(self.limits.context_tokens, self.limits.cells)
         return min(most, len(work.prompt) + max(work.most_tokens, 1))
 
-    def _cached(self) -> int:
-        return sum(len(held.tokens) for held in self.idle)
+    def _growth(self) -> int:
+        """Cells that running requests may still come to need."""
+        return sum(
+            self._final(run.work) - max(run.evaluated, run.fork_at) for run in self.running.values()
+        )
 
-    def _reserved(self) -> int:
-        return sum(self._reservation(run.work) for run in self.running.values())
+    def _promised(self) -> int:
+        """Cells that running requests hold or may come to need."""
+        held = (run.held.sequence for run in self.running.values())
+        return self.cells.union(held) + self._growth()
+
+    def _need(self, work: Work, place: _Place) -> int:
+        """Cells that a request would add to what is promised."""
+        need = self._final(work) - max(place.length, place.fork_at)
+        if place.source is not None:
+            held = (run.held.sequence for run in self.running.values())
+            need += self.cells.beyond(place.source.sequence, place.length, held)
+        return need

@@ -9,8 +9,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from server.chat import SamplingOptions
-from server.runner.batching import Work
 from server.runner.chain import Grammar
+from server.runner.work import Work
 
 PATIENCE_S = 0.06
 """A decode that ends sooner is not interrupted for one of several requests: the others would

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from server.errors import EngineRefusedError
 from server.runner import library
-from server.runner.batching import Batching, Chunk, Drop, Effect, Limits, Share, Slide
+from server.runner.batching import Batching
 from server.runner.chain import Candidates
 from server.runner.generation import Generation
 from server.runner.inbox import Arrival, Inbox, Item
@@ -20,6 +20,7 @@ from server.runner.library import Engine
 from server.runner.pace import Pace
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
+from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide
 
 
 class Loop:
@@ -110,6 +111,7 @@ class Loop:
         """Make a generation for every request that has just got a sequence."""
         for request, run in self._batching.running.items():
             if request in self._generations:
+                self._generations[request].cached_tokens = run.cached
                 continue
             arrival = self._arrivals.pop(request)
             shape, vocabulary = self._engine.shape, self._engine.vocabulary

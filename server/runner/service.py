@@ -17,7 +17,6 @@ from pathlib import Path
 
 from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
-from server.runner.batching import Work
 from server.runner.chain import Grammar
 from server.runner.grammar import gbnf
 from server.runner.inbox import Arrival, Inbox
@@ -27,6 +26,7 @@ from server.runner.loop import Loop
 from server.runner.native import tell_aborts
 from server.runner.sampling import check_options
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
+from server.runner.work import Work
 
 HANG_UP_S = 1.0
 """How long the main thread may take to end after the server hung up. Why: a running step can be

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from server.chat import SamplingOptions
-from server.runner.batching import Work
 from server.runner.inbox import Arrival, Inbox
 from server.runner.library import ABORTED, NO_ROOM, OK, Shape
 from server.runner.loop import Loop
 from server.runner.protocol import Row, Step
+from server.runner.work import Work
 
 pytestmark = pytest.mark.engine
 

@@ -9,18 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.errors import EngineRefusedError
-from server.runner.batching import (
-    Batching,
-    Chunk,
-    Drop,
-    Effect,
-    Limits,
-    Share,
-    Slide,
-    Work,
-    common_prefix,
-)
+from server.runner.batching import FOLLOW_TOKENS, Batching
 from server.runner.window import fit_prompt, kept_tokens, longest_answer, slide_range
+from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide, Work
 
 CONTEXT = 16
 Cell = list[Any]
@@ -44,9 +35,9 @@ class Cache:
                     assert self.limits.divisible or start in (0, len(cells))
                     del cells[start:]
                 case Share(source, target, end):
-                    assert self.limits.divisible
                     assert not self.sequences[target]
                     assert end <= len(self.sequences[source])
+                    assert self.limits.divisible or end == len(self.sequences[source])
                     self.sequences[target] = self.sequences[source][:end]
                 case Slide(sequence, start, end):
                     assert self.limits.can_slide
@@ -86,7 +77,7 @@ def limits(**changes: int | bool) -> Limits:
     return Limits(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def work(number: int, prompt: Sequence[int], most: int = 4, **changes: int | bool) -> Work:
+def work(number: int, prompt: Sequence[int], most: int = 4, **changes: int | bool | str) -> Work:
     return Work(id=number, prompt=tuple(prompt), most_tokens=most, **changes)  # type: ignore[arg-type]
 
 
@@ -178,13 +169,6 @@ class TestPromptReuse:
 
         assert bench.batching.running[2].cached == 0
 
-    @given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30))
-    def test_common_prefix_is_the_longest(self, left: list[int], right: list[int]) -> None:
-        length = common_prefix(left, right)
-
-        assert left[:length] == right[:length]
-        assert left[length : length + 1] != right[length : length + 1] or not left[length:]
-
 
 class TestSteps:
     def test_prompt_that_cannot_run_is_refused(self) -> None:
@@ -235,6 +219,134 @@ class TestSteps:
         assert not bench.batching.preempt()
         bench.cache.apply(bench.batching.finish(1))
         assert [(chunk.id, chunk.start) for chunk in bench.step()] == [(2, 0)]
+
+
+class TestCoalescing:
+    """A beginning that several requests have is computed by one of them."""
+
+    BEGIN = range(100, 100 + 2 * FOLLOW_TOKENS)
+
+    def bench(self, **changes: int | bool) -> Bench:
+        fields: dict[str, int | bool] = {
+            "slots": 8,
+            "cells": 8 * 256,
+            "context_tokens": 256,
+            "sequences": 16,
+            "batch_tokens": 64,
+        }
+        return Bench(limits(**{**fields, **changes}))
+
+    def prefill(self, bench: Bench) -> dict[int, int]:
+        """Compute all prompts; returns how many of its tokens each request computed."""
+        computed: dict[int, int] = {}
+        while any(run.pending > 1 for run in bench.batching.running.values()) or not computed:
+            for chunk in bench.step():
+                prompt = len(bench.batching.running[chunk.id].work.prompt)
+                if chunk.start < prompt:
+                    computed[chunk.id] = computed.get(chunk.id, 0) + len(chunk.tokens)
+                if chunk.output:
+                    bench.batching.append(chunk.id, 7)
+        return computed
+
+    @pytest.mark.parametrize("divisible", [True, False])
+    def test_requests_of_one_step_compute_their_beginning_once(self, divisible: bool) -> None:  # noqa: FBT001
+        bench = self.bench(divisible=divisible, can_slide=divisible)
+        for number in range(8):
+            bench.batching.submit(work(number, [*self.BEGIN, number, 5]))
+
+        computed = self.prefill(bench)
+
+        assert sum(computed.values()) == len(self.BEGIN) + 8 * 2
+        cached = sorted(run.cached for run in bench.batching.running.values())
+        assert cached == [0] + 7 * [len(self.BEGIN)]
+
+    def test_request_joins_one_that_is_half_way(self) -> None:
+        bench = self.bench()
+        bench.batching.submit(work(1, [*self.BEGIN, 1]))
+        bench.step(budget=10)
+        bench.batching.submit(work(2, [*self.BEGIN, 2]))
+
+        assert sum(self.prefill(bench).values()) == len(self.BEGIN) + 2 - 10
+
+    def test_follower_goes_on_with_what_a_leader_left_behind(self) -> None:
+        bench = self.bench()
+        for number in range(3):
+            bench.batching.submit(work(number, [*self.BEGIN, number]))
+        bench.step(budget=30)
+        bench.cache.apply(bench.batching.finish(0))
+
+        assert sum(self.prefill(bench).values()) == len(self.BEGIN) - 30 + 2
+
+    def test_follower_computes_what_a_leader_took_along(self) -> None:
+        bench = self.bench()
+        for number in range(3):
+            bench.batching.submit(work(number, [*self.BEGIN, number]))
+        bench.step(budget=30)
+        bench.cache.apply(bench.batching.finish(0, keep=False))
+
+        assert sum(self.prefill(bench).values()) == len(self.BEGIN) + 2
+
+    def test_leader_of_a_short_prompt_is_as_urgent_as_that(self) -> None:
+        bench = self.bench()
+        bench.batching.submit(work(1, [*self.BEGIN, *range(120)]))
+        bench.step(budget=1)
+        bench.batching.submit(work(2, [*self.BEGIN, 9]))
+        bench.batching.submit(work(3, range(300, 300 + 2 * FOLLOW_TOKENS + 2)))
+
+        assert [chunk.id for chunk in bench.step(budget=20)] == [1]
+
+    def test_few_common_tokens_are_not_waited_for(self) -> None:
+        bench = self.bench()
+        for number in range(2):
+            bench.batching.submit(work(number, [1, 2, 3, number]))
+
+        assert len(bench.step()) == 2
+
+    def test_other_scope_shares_nothing(self) -> None:
+        bench = self.bench()
+        bench.batching.submit(work(1, [*self.BEGIN, 1], scope="a"))
+        bench.run(1, [5])
+        for number, scope in ((2, "a"), (3, "b"), (4, "b")):
+            bench.batching.submit(work(number, [*self.BEGIN, number], scope=scope))
+
+        computed = self.prefill(bench)
+
+        assert computed == {2: 1, 3: len(self.BEGIN) + 1, 4: 1}
+
+    def test_shared_cells_are_reserved_once(self) -> None:
+        bench = self.bench(cells=2 * FOLLOW_TOKENS + 8 * 8, context_tokens=100)
+        for number in range(8):
+            bench.batching.submit(work(number, [*self.BEGIN, number], most=6))
+        bench.step()
+
+        assert len(bench.batching.running) == 8
+
+
+class TestTenants:
+    def test_slots_go_to_who_has_fewest(self) -> None:
+        bench = Bench(limits())
+        for number in range(4):
+            bench.batching.submit(work(number, [number, 1], tenant="greedy"))
+        bench.batching.submit(work(9, [9, 1], tenant="modest"))
+        bench.step()
+
+        assert sorted(bench.batching.running) == [0, 9]
+
+    def test_prefill_is_shared_between_tenants_whatever_they_bring(self) -> None:
+        bench = Bench(
+            limits(slots=9, cells=9 * 2048, context_tokens=2048, sequences=9, batch_tokens=512)
+        )
+        for number in range(8):
+            prompt = range(number * 2000, number * 2000 + 1000)
+            bench.batching.submit(work(number, prompt, tenant="greedy"))
+        bench.batching.submit(work(8, range(90_000, 91_500), tenant="modest"))
+        computed = {"greedy": 0, "modest": 0}
+        for _ in range(5):
+            for chunk in bench.step(budget=200):
+                tenant = bench.batching.running[chunk.id].work.tenant
+                computed[tenant] += len(chunk.tokens)
+
+        assert abs(computed["greedy"] - computed["modest"]) <= 64
 
 
 class TestFullContext:
@@ -324,9 +436,18 @@ class BatchingMachine(RuleBasedStateMachine):
         spare=st.integers(0, 2),
         cells=st.integers(CONTEXT, 3 * CONTEXT),
         batch=st.integers(1, 12),
+        follow=st.integers(1, 4),
     )
     def start(
-        self, *, divisible: bool, can_slide: bool, slots: int, spare: int, cells: int, batch: int
+        self,
+        *,
+        divisible: bool,
+        can_slide: bool,
+        slots: int,
+        spare: int,
+        cells: int,
+        batch: int,
+        follow: int,
     ) -> None:
         self.limits = limits(
             divisible=divisible,
@@ -336,7 +457,7 @@ class BatchingMachine(RuleBasedStateMachine):
             cells=cells,
             batch_tokens=batch,
         )
-        self.batching = Batching(self.limits)
+        self.batching = Batching(self.limits, follow_tokens=follow)
         self.cache = Cache(self.limits)
         self.next = 0
         self.known: dict[int, list[int]] = {}
@@ -348,11 +469,16 @@ class BatchingMachine(RuleBasedStateMachine):
         most=st.integers(0, 40),
         keep=st.integers(0, 6),
         slide=st.booleans(),
+        tenant=st.sampled_from("ab"),
     )
-    def submit(self, *, prompt: list[int], most: int, keep: int, slide: bool) -> None:
+    def submit(self, *, prompt: list[int], most: int, keep: int, slide: bool, tenant: str) -> None:
+        """Tokens of one scope never occur in another, so that a mixture is seen."""
         self.next += 1
-        self.known[self.next] = list(prompt)
-        self.batching.submit(work(self.next, prompt, most, keep=keep, slide=slide))
+        own = [token + 10 * "ab".index(tenant) for token in prompt]
+        self.known[self.next] = own
+        self.batching.submit(
+            work(self.next, own, most, keep=keep, slide=slide, tenant=tenant, scope=tenant)
+        )
 
     @rule(budget=st.integers(1, 12), steps=st.integers(1, 30))
     def go_on(self, *, budget: int, steps: int) -> None:
@@ -378,10 +504,12 @@ class BatchingMachine(RuleBasedStateMachine):
     def _plan(self, budget: int) -> tuple[Chunk, ...]:
         before = set(self.batching.running)
         self.cache.apply(self.batching.admit(always))
+        self._count_cells()
         for number in set(self.batching.running) - before:
             run = self.batching.running[number]
             cells = self.cache.sequences[run.held.sequence]
-            assert len(cells) == run.cached == run.evaluated < len(run.work.prompt)
+            assert len(cells) == run.evaluated < len(run.work.prompt)
+            assert run.cached in (0, run.evaluated)
             assert all(exact for _token, exact in cells), (
                 "a moved cell was taken for a computed one"
             )
@@ -398,7 +526,8 @@ class BatchingMachine(RuleBasedStateMachine):
         self.token += 1
         run = self.batching.running[chunk.id]
         assert run.evaluated == len(run.held.tokens)
-        effects = self.batching.append(chunk.id, self.token % 2)
+        offset = 10 * "ab".index(run.work.tenant)
+        effects = self.batching.append(chunk.id, self.token % 2 + offset)
         self.sampled[chunk.id] = self.sampled.get(chunk.id, 0) + 1
         if effects is None:
             assert not run.work.slide
@@ -429,6 +558,28 @@ class BatchingMachine(RuleBasedStateMachine):
         for idle in self.batching.idle:
             assert self.cache.tokens(idle.sequence) == idle.tokens
 
+    def _count_cells(self) -> None:
+        cells = self.batching.cells
+        assert cells.used == self.cache.used() <= self.limits.cells
+        for sequence, held in self.cache.sequences.items():
+            assert cells.length(sequence) == len(held)
+
+    @invariant()
+    def every_cell_is_counted_once(self) -> None:
+        if hasattr(self, "batching"):
+            self._count_cells()
+
+    @invariant()
+    def who_follows_is_led_to_what_it_shares(self) -> None:
+        if not hasattr(self, "batching"):
+            return
+        for run in self.batching.running.values():
+            if run.leader is None:
+                continue
+            assert run.leader.order < run.order
+            assert run.leader.held.scope == run.held.scope
+            assert run.work.prompt[: run.fork_at] == tuple(run.leader.held.tokens[: run.fork_at])
+
     @invariant()
     def every_sequence_has_one_owner(self) -> None:
         if not hasattr(self, "batching"):
@@ -452,7 +603,19 @@ class BatchingMachine(RuleBasedStateMachine):
         if not hasattr(self, "batching") or not self.known:
             return
         self.cache.apply(self.batching.admit(always))
-        assert any(not run.parked for run in self.batching.running.values())
+        assert any(run.active for run in self.batching.running.values())
+
+    def teardown(self) -> None:
+        """Whatever has happened, who is left gets an answer."""
+        for _ in range(4000):
+            if not getattr(self, "known", None):
+                break
+            chunks = self._plan(4)
+            assert chunks, "somebody waits and nobody is computed"
+            self.cache.compute(chunks)
+            self._take(chunks)
+        else:
+            raise AssertionError("a request is starved")
 
 
 TestBatchingMachine = BatchingMachine.TestCase

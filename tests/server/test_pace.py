@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.runner.batching import Batching, Limits, Work
+from server.runner.batching import Batching
 from server.runner.pace import (
     ALONE_STEP_S,
     LEAST_TOKENS,
@@ -15,6 +15,7 @@ from server.runner.pace import (
     TILE_ROWS,
     Pace,
 )
+from server.runner.work import Limits, Work
 
 BATCH = 2048
 

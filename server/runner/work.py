@@ -1,0 +1,90 @@
+"""What batching is asked, and what it answers with: requests, cache effects, chunks. Values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the engine holds.
+
+    Attributes:
+        slots: most requests at once.
+        cells: KV cells all sequences share; at least ``slots * context_tokens`` uses every slot.
+        context_tokens: most tokens of one request.
+        sequences: sequence ids; more than ``slots`` keeps more idle prompts.
+        batch_tokens: most tokens per step.
+        divisible: the end of a sequence can be dropped and its beginning shared.
+        can_slide: positions can be moved.
+    """
+
+    slots: int
+    cells: int
+    context_tokens: int
+    sequences: int
+    batch_tokens: int
+    divisible: bool = True
+    can_slide: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A request as batching sees it.
+
+    Attributes:
+        prompt: 1 to ``context_tokens - 1`` token ids.
+        most_tokens: longest answer.
+        keep: tokens at the start that stay when the context slides.
+        slide: on a full context drop old tokens instead of ending.
+        tenant: who shares the machine with others; see `server.runner.fairness`.
+        scope: only requests of one scope share what they have computed.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    most_tokens: int
+    keep: int = 0
+    slide: bool = False
+    tenant: str = ""
+    scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget all positions of ``sequence`` from ``start`` on."""
+
+    sequence: int
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Give the empty ``target`` the first ``end`` positions of ``source``."""
+
+    source: int
+    target: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """Forget positions ``start`` to ``end`` of ``sequence`` and move the rest down."""
+
+    sequence: int
+    start: int
+    end: int
+
+
+Effect = Drop | Share | Slide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Consecutive tokens of one request for the next step; ``output`` asks for logits."""
+
+    id: int
+    sequence: int
+    start: int
+    tokens: tuple[int, ...]
+    output: bool
