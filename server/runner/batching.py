@@ -472,10 +472,11 @@ class Batching:
         self._free.append(held.sequence)
         self._owners.pop(held.sequence, None)
         self.cells.set_length(held.sequence, 0)
-        tree = self._trees[held.scope]
-        tree.remove(held.sequence)
-        if not len(tree):
-            del self._trees[held.scope]
+        tree = self._trees.get(held.scope)
+        if tree is not None:
+            tree.remove(held.sequence)
+            if not len(tree):
+                del self._trees[held.scope]
         return (Drop(held.sequence),)
 
     def _final(self, work: Work) -> int:
