@@ -67,6 +67,7 @@ class ServerConfig:
     context_length: int
     kv_cache_type: str
     load_timeout_s: float
+    request_timeout_s: float
     go_template: Literal["auto", "on", "off"]
     origins: tuple[str, ...]
     admin_socket: Path | None

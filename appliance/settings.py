@@ -286,6 +286,11 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="longest time a model may take to load; 0 means no limit",
     ),
     _row(
+        "server", "request_timeout", 0.0, _positive_seconds, field="request_timeout_s",
+        env=("SATCHEL_REQUEST_TIMEOUT",),
+        meaning="longest time a request may take, queue and load included; 0 means no limit",
+    ),
+    _row(
         "server", "go_template", "auto", _switch,
         env=("SATCHEL_GO_TEMPLATE", "OLLAMA_GO_TEMPLATE"),
         meaning="TEMPLATE layers make prompts: `on` always, `off` only where a model's file has no "

@@ -132,6 +132,7 @@ def _run(
         scheduler=scheduler,
         planner=Planner(config=config, machines=Machines(_inventory)),
         max_requests=MAX_IN_FLIGHT + max_queue,
+        request_timeout_s=config.server.request_timeout_s,
     )
     loopback = all(_is_loopback(sock) for sock in sockets)
     guard = GuardPolicy(

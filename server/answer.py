@@ -38,15 +38,18 @@ from server.chat import (
     StartChunk,
     Usage,
 )
+from server.deadline import Deadline
 from server.errors import (
     BadRequestError,
     BusyError,
+    ClientGoneError,
+    DeadlineError,
     ModelNotFoundError,
     RunnerCrashedError,
     ServerError,
 )
 from server.generation import Gone, Outcome, complete
-from server.options import resolve_options
+from server.options import resolve_options, resolve_timeout
 from server.output import toolcalls
 from server.output.stream import OutputStream
 from server.output.thinking import Tags
@@ -70,6 +73,7 @@ class _Task:
 
     Attributes:
         template: the Go template the request brings in place of the model's.
+        deadline: when it has to be over.
     """
 
     request: RequestOptions
@@ -79,6 +83,7 @@ class _Task:
     template: PromptTemplate | None
     think: bool | str | None
     started_s: float
+    deadline: Deadline
 
 
 def _today() -> dt.date:
@@ -116,6 +121,7 @@ class Answerer:
         scheduler: Scheduler,
         planner: Planner,
         max_requests: int,
+        request_timeout_s: float = 0.0,
         now_s: Callable[[], float] = time.monotonic,
         today: Callable[[], dt.date] = _today,
     ) -> None:
@@ -126,6 +132,7 @@ class Answerer:
             scheduler: lends runners.
             planner: knows how to load.
             max_requests: most requests that generate or wait; more are refused.
+            request_timeout_s: longest time for any request; 0 means no limit.
             now_s: monotonic time in seconds.
             today: the local date, for templates that write it.
         """
@@ -133,6 +140,7 @@ class Answerer:
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._planner = planner
+        self._request_timeout_s = request_timeout_s
         self._now_s = now_s
         self._today = today
 
@@ -180,7 +188,7 @@ class Answerer:
         """How many tokens the prompt of a chat has. Raises as `render_chat`."""
         model = self._find_for_chat(request.model)
         task = self._task(model, request, self._now_s())
-        with self._admission.enter(), self._scheduler.acquire(task.demand, gone=gone) as lease:
+        with self._admission.enter(), self._acquire(task, gone) as lease:
             return len(self._prompt(task, lease).tokens)
 
     def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
@@ -231,6 +239,7 @@ class Answerer:
         elif isinstance(request, ChatRequest):
             _check_chat(request, model)
         sampling, load = resolve_options(model.installed.parameters, request.options)
+        limits_s = (self._request_timeout_s, resolve_timeout(request.options))
         if think is None and can_think:
             think = True
         return _Task(
@@ -241,10 +250,11 @@ class Answerer:
             template=template,
             think=think,
             started_s=started_s,
+            deadline=Deadline.after(started_s, limits_s, self._now_s),
         )
 
     def _render(self, task: _Task, gone: Gone) -> str:
-        with self._admission.enter(), self._scheduler.acquire(task.demand, gone=gone) as lease:
+        with self._admission.enter(), self._acquire(task, gone) as lease:
             prompt = self._prompt(task, lease)
             return prompt.shown or lease.runner.detokenize(prompt.tokens)
 
@@ -260,9 +270,9 @@ class Answerer:
     def _answer(self, task: _Task, gone: Gone, *, empty: bool) -> Chunks:
         """Load the model and generate; once more if the runner dies unheard."""
         for attempt in (1, 2):
-            outcome = Outcome()
+            outcome = Outcome(deadline=task.deadline)
             try:
-                with self._scheduler.acquire(task.demand, gone=gone) as lease:
+                with self._acquire(task, gone) as lease:
                     if empty:
                         yield FinishChunk(reason=FinishReason.LOAD, usage=Usage())
                         return
@@ -276,11 +286,25 @@ class Answerer:
                 if attempt == 2:  # noqa: PLR2004 - the second and last
                     raise crash from error
                 LOG.warning("%s: %s; trying once more", task.model.installed.name.short(), error)
+            except ClientGoneError as error:
+                raise _told(error, task.deadline, gone) from error
             except ServerError as error:
                 if not outcome.started:
                     raise
                 yield FaultChunk(message=str(error), status=error.status)
                 return
+
+    def _acquire(self, task: _Task, gone: Gone) -> Lease:
+        """Wait for a runner no longer than the request has time.
+
+        Raises:
+            DeadlineError: its time was over first; a load that has begun goes on.
+        """
+        deadline = task.deadline
+        try:
+            return self._scheduler.acquire(task.demand, gone=lambda: gone() or deadline.passed)
+        except ClientGoneError as error:
+            raise _told(error, deadline, gone) from error
 
     def _generate(
         self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome, *, again: bool
@@ -291,7 +315,11 @@ class Answerer:
         command = _command(task, prompt)
         mark = lease.coroner.mark(lease.key, command)
         with lease.coroner.watching(
-            lease.runner.pid, mark, again=again, model=lease.key, gone=gone
+            lease.runner.pid,
+            mark,
+            again=again,
+            model=lease.key,
+            gone=lambda: gone() or task.deadline.passed,
         ):
             pieces = complete(
                 lease.runner,
@@ -310,6 +338,16 @@ class Answerer:
             total_s=self._now_s() - task.started_s,
             with_context=wants_context,
         )
+
+
+def _told(error: ClientGoneError, deadline: Deadline, gone: Gone) -> ServerError:
+    """Who gave up: the client, or its deadline while the request waited."""
+    if gone() or not deadline.passed:
+        return error
+    return DeadlineError(
+        f"request: not begun within {deadline.limit_s:g} s",
+        hint="load the model before, or allow more with the option request_timeout",
+    )
 
 
 def _announced(pieces: Generator[Piece, None, None], prompt_tokens: int) -> Chunks:

@@ -15,10 +15,11 @@ JsonObject = Mapping[str, Any]
 
 
 class FinishReason(Enum):
-    """Why an answer ended, in Ollama's words."""
+    """Why an answer ended, in Ollama's words; ``timeout`` is ours: its time was over."""
 
     STOP = "stop"
     LENGTH = "length"
+    TIMEOUT = "timeout"
     LOAD = "load"
     UNLOAD = "unload"
 

@@ -5,18 +5,21 @@ Rules:
    iterator;
  * log-probabilities go out with the text they belong to, or with the next text where theirs is
    held back;
+ * when the time of a request is over, it is ended with what has been said;
  * with a format and thinking, the model thinks freely; at its first visible text it is stopped and
    goes on behind its own reasoning under the grammar.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from server.chat import FinishReason, Piece, TextChunk, ThinkingChunk, TokenLogprob
-from server.errors import BadRequestError, ClientGoneError, EngineRefusedError
+from server.deadline import NEVER, Deadline
+from server.errors import BadRequestError, ClientGoneError, DeadlineError, EngineRefusedError
 from server.output.stream import OutputStream
 from server.runner import protocol
 
@@ -25,6 +28,10 @@ Gone = Callable[[], bool]
 POLL_S = 0.2
 """How often a waiting request looks whether its client is still there. A client that leaves during
 prefill frees its slot this much later at most; the look itself costs microseconds."""
+
+CUT_S = 2.0
+"""How long to wait for a runner to end a request whose time is over. Why: a step that cannot be
+interrupted, as on a GPU, should not keep the client."""
 
 
 class RowStream(Protocol):
@@ -63,6 +70,7 @@ class Outcome:
         row: the last row.
         generated: ids of all tokens generated.
         eval_s: seconds of decoding.
+        deadline: when it has to be over; set by whoever makes the outcome.
     """
 
     started: bool = False
@@ -70,6 +78,7 @@ class Outcome:
     row: protocol.Row | None = None
     generated: list[int] = field(default_factory=list)
     eval_s: float = 0.0
+    deadline: Deadline = NEVER
 
 
 def complete(
@@ -96,6 +105,7 @@ def complete(
         RunnerCrashedError: the runner died.
         BadRequestError: the engine does not take the request.
         EngineRefusedError: the engine failed at it.
+        DeadlineError: its time was over before its first token.
     """
     if request.constraint is None or not thinks:
         yield from _pieces(rows(runner.generate(request), gone, outcome), output, outcome)
@@ -153,6 +163,8 @@ def _reasoning(
         del outcome.generated[kept:]  # said again under the grammar
     close = output.tags.close
     end = raw.find(close)
+    if outcome.reason is FinishReason.TIMEOUT:
+        return None
     if not shown and outcome.reason is FinishReason.LENGTH:
         return None
     return raw[: end + len(close)] + "\n\n" if end >= 0 else ""
@@ -168,31 +180,52 @@ def rows(
         RunnerCrashedError: the runner died.
         BadRequestError: the engine does not take the request.
         EngineRefusedError: the engine failed at it.
+        DeadlineError: its time was over before its first token.
     """
+    deadline, cut_s = outcome.deadline, math.inf
     try:
         while not stream.ended:
-            row = stream.next(POLL_S)
+            row = stream.next(deadline.within(POLL_S) if cut_s == math.inf else POLL_S)
             if gone():
                 raise ClientGoneError("request canceled")
+            if deadline.passed and cut_s == math.inf:
+                cut_s = deadline.now_s()
+                stream.cancel()
+            if row is None and deadline.now_s() - cut_s > CUT_S:
+                row = protocol.Row(id=0, done="cancelled")
             if row is None:
                 continue
-            if row.fault is not None:
-                raise (BadRequestError if row.refused else EngineRefusedError)(row.fault)
-            outcome.started = outcome.started or bool(row.tokens or row.text)
-            outcome.generated.extend(row.tokens)
-            if row.done is not None:
-                if row.done == "cancelled" and cancelled_is_end:
-                    raise ClientGoneError("request canceled")
-                outcome.row = row
-                outcome.eval_s += row.eval_s
-                if row.done == "length":
-                    outcome.reason = FinishReason.LENGTH
-                else:
-                    outcome.reason = FinishReason.STOP
+            _note(row, outcome, cut=cut_s < math.inf, cancelled_is_end=cancelled_is_end)
             yield row
+            if outcome.reason is FinishReason.TIMEOUT:
+                return
     finally:
         if not stream.ended:
             stream.cancel()
+
+
+def _note(row: protocol.Row, outcome: Outcome, *, cut: bool, cancelled_is_end: bool) -> None:
+    """Put a row into the outcome, or raise what it means."""
+    if row.fault is not None:
+        raise (BadRequestError if row.refused else EngineRefusedError)(row.fault)
+    outcome.started = outcome.started or bool(row.tokens or row.text)
+    outcome.generated.extend(row.tokens)
+    if row.done is None:
+        return
+    timed_out = cut and row.done == "cancelled"
+    if timed_out and not outcome.started:
+        raise DeadlineError(
+            f"request: not answered within {outcome.deadline.limit_s:g} s",
+            hint="allow more with the option request_timeout, or ask for less",
+        )
+    if row.done == "cancelled" and cancelled_is_end and not timed_out:
+        raise ClientGoneError("request canceled")
+    outcome.row = row
+    outcome.eval_s += row.eval_s
+    if timed_out:
+        outcome.reason = FinishReason.TIMEOUT
+    else:
+        outcome.reason = FinishReason.LENGTH if row.done == "length" else FinishReason.STOP
 
 
 def _pieces(

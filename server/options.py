@@ -70,6 +70,11 @@ OPTIONS: Mapping[str, Rule] = {
 }
 """Every option that has an effect. ``logit_bias`` and mirostat are ours."""
 
+REQUEST_TIMEOUT = "request_timeout"
+"""Seconds after which the request is ended with what has been said. Ours; a request's alone."""
+
+_TIMEOUT = Rule(kind="float32", at_least=0, positive=True)
+
 UNUSED = frozenset(
     {
         "draft_num_predict",
@@ -110,6 +115,16 @@ def resolve_options(
     if "seed" in sampling:
         sampling["seed"] = _seed(sampling["seed"])
     return SamplingOptions(**sampling), LoadOptions(**load)
+
+
+def resolve_timeout(request: Mapping[str, Any]) -> float | None:
+    """The seconds a request gives itself, if any.
+
+    Raises:
+        BadRequestError: it is no positive number.
+    """
+    value = request.get(REQUEST_TIMEOUT)
+    return None if value is None else float(_number(REQUEST_TIMEOUT, _TIMEOUT, value))
 
 
 def _read(name: str, rule: Rule, value: Any) -> Any:

@@ -179,7 +179,7 @@ class AnthropicWriter:
         }
 
     def _stop_reason(self, reason: FinishReason) -> str:
-        if reason is FinishReason.LENGTH:
+        if reason in {FinishReason.LENGTH, FinishReason.TIMEOUT}:
             return "max_tokens"
         return "tool_use" if self._called else "end_turn"
 

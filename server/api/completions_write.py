@@ -167,4 +167,4 @@ def _likelihood(answer: WholeAnswer) -> float:
 
 
 def _finish(reason: FinishReason) -> str:
-    return "length" if reason is FinishReason.LENGTH else "stop"
+    return "length" if reason in {FinishReason.LENGTH, FinishReason.TIMEOUT} else "stop"

@@ -161,7 +161,7 @@ class OpenAiWriter:
         }
 
     def _finish(self, reason: FinishReason) -> str:
-        if reason is FinishReason.LENGTH:
+        if reason in {FinishReason.LENGTH, FinishReason.TIMEOUT}:
             return "length"
         return "tool_calls" if self._calls else "stop"
 

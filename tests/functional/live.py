@@ -146,6 +146,7 @@ class LiveServer:
                 config=replace(config, server=server), machines=Machines(lambda: MACHINE)
             ),
             max_requests=max_in_flight + max_queue,
+            request_timeout_s=server.request_timeout_s,
         )
         guard = GuardPolicy(loopback=True, hostname="edge-7", keys=keys or Keys())
         self.not_ready: list[str] = []
