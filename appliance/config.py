@@ -86,6 +86,13 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """Table ``[cache]``."""
+
+    share_across_keys: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """One table ``[model."name"]``; zeros, empty texts and ``None`` mean "as elsewhere"."""
 
@@ -111,6 +118,7 @@ class Config:
     trust: TrustConfig
     server: ServerConfig
     limits: LimitsConfig
+    cache: CacheConfig
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -163,6 +171,7 @@ class Config:
             trust=TrustConfig(**_table("trust", values)),
             server=ServerConfig(**_table("server", values)),
             limits=LimitsConfig(**_table("limits", values)),
+            cache=CacheConfig(**_table("cache", values)),
             models=MappingProxyType(models),
             sources=MappingProxyType(sources),
             warnings=tuple(warnings),

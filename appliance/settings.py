@@ -329,6 +329,11 @@ SETTINGS: tuple[Setting, ...] = (
         "limits", "drain", 30.0, _positive_seconds, field="drain_s", env=("SATCHEL_DRAIN",),
         meaning="how long a stopping server lets running answers finish",
     ),
+    _row(
+        "cache", "share_across_keys", False, _boolean, env=("SATCHEL_SHARE_ACROSS_KEYS",),
+        meaning="requests of different API keys share what was computed of equal prompts; by the "
+        "time an answer takes, one client can then tell what another has asked",
+    ),
 )  # fmt: skip
 """All settings outside ``[model."name"]``, in the order they are documented."""
 

@@ -133,6 +133,7 @@ def _run(
         planner=Planner(config=config, machines=Machines(_inventory)),
         max_requests=MAX_IN_FLIGHT + max_queue,
         request_timeout_s=config.server.request_timeout_s,
+        isolated=not config.cache.share_across_keys,
     )
     loopback = all(_is_loopback(sock) for sock in sockets)
     guard = GuardPolicy(

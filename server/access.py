@@ -26,6 +26,9 @@ from server.errors import ServerError
 MAX_FILE_BYTES = 1 << 20
 _LINE = re.compile(r"sha256:([0-9a-f]{64})(?:\s+.*)?")
 _SCHEME = "bearer "
+_TENANT = b"satchel tenant\0"
+_TENANT_CHARACTERS = 16
+"""Of a hash of the key's digest. Why: 64 bits tell the keys of one file apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +39,25 @@ class Keys:
 
     def admit(self, authorization: str | None) -> bool:
         """Whether this ``Authorization`` header carries an accepted key, or none is needed."""
+        return self.tenant(authorization) is not None
+
+    def tenant(self, authorization: str | None) -> str | None:
+        """A label for whoever brings this ``Authorization`` header.
+
+        Returns:
+            ``None`` without an accepted key where one is needed, an empty text where none is,
+            else a text that is the same for the same key and tells nothing about it.
+        """
         if not self.digests:
-            return True
+            return ""
         header = authorization or ""
         if header[: len(_SCHEME)].lower() != _SCHEME:
-            return False
+            return None
         given = hashlib.sha256(header[len(_SCHEME) :].strip().encode()).digest()
         matches = [hmac.compare_digest(given, digest) for digest in self.digests]
-        return any(matches)
+        if not any(matches):
+            return None
+        return hashlib.sha256(_TENANT + given).hexdigest()[:_TENANT_CHARACTERS]
 
 
 def parse_keys(text: str, *, source: str) -> Keys:

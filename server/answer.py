@@ -122,6 +122,7 @@ class Answerer:
         planner: Planner,
         max_requests: int,
         request_timeout_s: float = 0.0,
+        isolated: bool = True,
         now_s: Callable[[], float] = time.monotonic,
         today: Callable[[], dt.date] = _today,
     ) -> None:
@@ -133,6 +134,7 @@ class Answerer:
             planner: knows how to load.
             max_requests: most requests that generate or wait; more are refused.
             request_timeout_s: longest time for any request; 0 means no limit.
+            isolated: requests of different API keys share nothing that was computed.
             now_s: monotonic time in seconds.
             today: the local date, for templates that write it.
         """
@@ -141,6 +143,7 @@ class Answerer:
         self._scheduler = scheduler
         self._planner = planner
         self._request_timeout_s = request_timeout_s
+        self._isolated = isolated
         self._now_s = now_s
         self._today = today
 
@@ -312,7 +315,7 @@ class Answerer:
         prompt = self._prompt(task, lease)
         output = _output(task, prompt)
         request = task.request
-        command = _command(task, prompt)
+        command = _command(task, prompt, isolated=self._isolated)
         mark = lease.coroner.mark(lease.key, command)
         with lease.coroner.watching(
             lease.runner.pid,
@@ -406,7 +409,7 @@ def _output(task: _Task, prompt: Prompt) -> OutputStream:
     )
 
 
-def _command(task: _Task, prompt: Prompt) -> protocol.Generate:
+def _command(task: _Task, prompt: Prompt, *, isolated: bool) -> protocol.Generate:
     return protocol.Generate(
         id=0,
         tokens=prompt.tokens,
@@ -415,6 +418,8 @@ def _command(task: _Task, prompt: Prompt) -> protocol.Generate:
         shift=task.request.shift,
         top_logprobs=task.request.top_logprobs,
         constraint=task.request.constraint,
+        tenant=task.request.tenant,
+        scope=task.request.tenant if isolated else "",
     )
 
 

@@ -305,6 +305,7 @@ class RequestOptions:
         think_if_able: ``think`` is a wish: a model that cannot think answers without.
         top_logprobs: ``None`` without log-probabilities, else how many alternatives.
         announced: the answer begins with a `StartChunk`.
+        tenant: a label of the key it came with; empty without keys.
     """
 
     model: str
@@ -319,6 +320,7 @@ class RequestOptions:
     top_logprobs: int | None = None
     announced: bool = False
     debug_render_only: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,8 @@ class Coroner:
     def mark(self, model: str, request: protocol.Generate) -> str:
         """The mark of a request for a model; what only chance or length depend on is left out."""
         sampling = replace(request.sampling, seed=0, num_predict=0)
-        text = protocol.encode(replace(request, id=0, sampling=sampling))
+        same = replace(request, id=0, sampling=sampling, tenant="", scope="")
+        text = protocol.encode(same)
         digest = hmac.new(self._key, model.encode() + b"\0" + text, hashlib.sha256)
         return digest.hexdigest()[:_MARK_CHARACTERS]
 

@@ -12,6 +12,7 @@ from server.api.anthropic_write import AnthropicWriter
 from server.api.body import read_object
 from server.api.delivery import client_gone, deliver
 from server.api.framing import JSON_TYPE, json_bytes
+from server.api.guard import asked_by
 from server.api.request_body import read_body
 
 
@@ -26,7 +27,7 @@ class Messages:
         """Continue a conversation."""
         request = parse_messages(read_object(read_body(req, self._max_body_bytes)))
         writer = AnthropicWriter(id=f"msg_{secrets.token_hex(12)}", model=request.model)
-        chunks = self._answerer.chat(request, client_gone(req))
+        chunks = self._answerer.chat(asked_by(req, request), client_gone(req))
         deliver(resp, chunks, writer, stream=request.stream)
 
 

@@ -15,6 +15,7 @@ from server.api.completions_parse import parse_completion
 from server.api.completions_write import CompletionWriter
 from server.api.delivery import client_gone
 from server.api.framing import NS_PER_S
+from server.api.guard import asked_by
 from server.api.request_body import read_body
 
 Clock = Callable[[], int]
@@ -38,7 +39,10 @@ class Completions:
         )
         deliver_choices(
             resp,
-            [functools.partial(self._answerer.generate, one) for one in completion.requests],
+            [
+                functools.partial(self._answerer.generate, asked_by(req, one))
+                for one in completion.requests
+            ],
             writer,
             gone=client_gone(req),
             stream=completion.requests[0].stream,

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import falcon
 
 from server.access import Keys
+from server.chat import RequestOptions
 from server.errors import UnauthorizedError
+
+Asked = TypeVar("Asked", bound=RequestOptions)
 
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 LOCAL_ORIGINS = (
@@ -106,8 +110,15 @@ class Guard:
             resp.set_header("Access-Control-Max-Age", str(PREFLIGHT_AGE_S))
             _end(resp, falcon.HTTP_204)
             return
-        if req.path not in OPEN_PATHS and not self._policy.keys.admit(authorization(req)):
+        tenant = self._policy.keys.tenant(authorization(req))
+        if tenant is None and req.path not in OPEN_PATHS:
             raise UnauthorizedError("unauthorized")
+        req.context.tenant = tenant or ""
+
+
+def asked_by(req: falcon.Request, request: Asked) -> Asked:
+    """The request with the label of the key it came with."""
+    return replace(request, tenant=req.context.tenant)
 
 
 def authorization(req: falcon.Request) -> str | None:

@@ -10,6 +10,7 @@ from server.answer import Answerer
 from server.api.body import read_object
 from server.api.delivery import client_gone, deliver
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
+from server.api.guard import asked_by
 from server.api.ollama_parse import parse_chat, parse_generate
 from server.api.ollama_write import OllamaWriter
 from server.api.request_body import read_body
@@ -53,7 +54,7 @@ class Generate:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Complete a prompt."""
-        request = parse_generate(read_object(read_body(req, self._max_body_bytes)))
+        request = asked_by(req, parse_generate(read_object(read_body(req, self._max_body_bytes))))
         writer = OllamaWriter(call="generate", model=request.model, now_ns=self._now_ns)
         gone = client_gone(req)
         if request.debug_render_only:
@@ -74,7 +75,7 @@ class Chat:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Continue a conversation."""
-        request = parse_chat(read_object(read_body(req, self._max_body_bytes)))
+        request = asked_by(req, parse_chat(read_object(read_body(req, self._max_body_bytes))))
         writer = OllamaWriter(call="chat", model=request.model, now_ns=self._now_ns)
         gone = client_gone(req)
         if request.debug_render_only:

@@ -12,6 +12,7 @@ from server.answer import Answerer
 from server.api.body import read_object
 from server.api.delivery import client_gone, deliver
 from server.api.framing import JSON_TYPE, NS_PER_S, json_bytes
+from server.api.guard import asked_by
 from server.api.openai_parse import parse_chat_completion
 from server.api.openai_write import OpenAiWriter
 from server.api.request_body import read_body
@@ -38,7 +39,7 @@ class ChatCompletions:
             created_s=self._now_ns() // NS_PER_S,
             include_usage=parsed.include_usage,
         )
-        chunks = self._answerer.chat(parsed.request, client_gone(req))
+        chunks = self._answerer.chat(asked_by(req, parsed.request), client_gone(req))
         deliver(resp, chunks, writer, stream=parsed.request.stream)
 
 

@@ -55,6 +55,8 @@ class Generate:
         shift: on a full context drop old tokens and go on, instead of ending with ``length``.
         top_logprobs: ``None`` without log-probabilities.
         constraint: what the answer may look like; ``None`` for anything.
+        tenant: who shares the machine with others.
+        scope: only requests of one scope share what they have computed.
     """
 
     op: Literal["generate"] = "generate"
@@ -67,6 +69,8 @@ class Generate:
     shift: bool = True
     top_logprobs: int | None = None
     constraint: Constraint | None = None
+    tenant: str = ""
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,6 +207,8 @@ def prepare(engine: Engine, command: protocol.Generate) -> Arrival:
         most_tokens=longest_answer(sampling.num_predict, context_tokens=shape.context_tokens),
         keep=keep,
         slide=command.shift,
+        tenant=command.tenant,
+        scope=command.scope,
     )
     grammar = None
     if command.constraint is not None:

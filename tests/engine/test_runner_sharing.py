@@ -42,3 +42,14 @@ def test_followers_survive_a_leader_that_is_cancelled(alone: list[str]) -> None:
 
     assert [row.text for row in rows[1:]] == alone[1:]
     assert rows[0].done == "cancelled"
+
+
+def test_scopes_share_nothing_and_answer_the_same(alone: list[str]) -> None:
+    with Driver(settings(num_ctx=512, slots=2)) as driver:
+        rows = [
+            driver.generate(tokens=PROMPTS[n], num_predict=8, tenant=scope, scope=scope)
+            for n, scope in ((0, "a"), (1, "b"), (2, "a"), (3, "b"))
+        ]
+
+    assert [row.cached_tokens for row in rows] == [0, 0, 400, 400]
+    assert [row.text for row in rows] == alone[:4]
