@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from server.api import anthropic, blobs, completions, health, models, ollama, openai
+from server.api import anthropic, blobs, completions, health, models, ollama, openai, responses
 from server.api.blobs import CreatePolicy
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
@@ -78,6 +78,7 @@ def create_app(
         "/api/blobs/{digest:path}": blobs.Blob(store=store, policy=creation),
         "/v1/completions": completions.Completions(**shared),
         "/v1/chat/completions": openai.ChatCompletions(**shared),
+        "/v1/responses": responses.Responses(**shared),
         "/v1/messages": anthropic.Messages(answerer=answerer, max_body_bytes=max_body_bytes),
         "/v1/messages/count_tokens": anthropic.CountTokens(
             answerer=answerer, max_body_bytes=max_body_bytes

@@ -6,6 +6,7 @@ ServerError
 ├── UnauthorizedError      401  no key, or a wrong one
 ├── ModelNotFoundError     404  no such model
 ├── BodyTooLargeError      413  the request body is over the limit
+├── EncodingError          415  the request body is packed in a way that is not known here
 ├── ClientGoneError        499  the client left before the answer began
 ├── RunnerCrashedError     500  the model's process died
 ├── LoadFailedError        500  the model could not be loaded
@@ -58,6 +59,12 @@ class BodyTooLargeError(ServerError):
     """The request body is over the limit."""
 
     status = 413
+
+
+class EncodingError(ServerError):
+    """The request body is packed in a way that is not known here."""
+
+    status = 415
 
 
 class ClientGoneError(ServerError):

@@ -100,6 +100,15 @@ def _options(fields: Fields) -> JsonObject:
 
 def _think(fields: Fields) -> bool | str | None:
     effort = fields.object("reasoning").string("effort") or fields.string("reasoning_effort")
+    return parse_effort(effort)
+
+
+def parse_effort(effort: str) -> bool | str | None:
+    """OpenAI's reasoning effort as ``think``; an empty text leaves it to the model.
+
+    Raises:
+        BadRequestError: there is no such effort.
+    """
     if not effort:
         return None
     if effort not in _EFFORT:
@@ -157,13 +166,18 @@ def _parts(fields: Fields) -> tuple[str, tuple[bytes, ...]]:
             case "text":
                 texts.append(part.string("text"))
             case "image_url":
-                images.append(_image(part))
+                images.append(image_bytes(part))
             case _:
                 raise BadRequestError("invalid message format")
     return "\n\n".join(texts), tuple(images)
 
 
-def _image(part: Fields) -> bytes:
+def image_bytes(part: Fields) -> bytes:
+    """The file in a content part's ``image_url``, which must be a data URL.
+
+    Raises:
+        BadRequestError: it is an address, or no image.
+    """
     value = part.values.get("image_url")
     url = value if isinstance(value, str) else part.object("image_url").string("url")
     if url.startswith(("http://", "https://")):

@@ -19,7 +19,7 @@ OWNERS = {
     "psutil": {"hwprobe.inventory.cpu"},
     "pynvml": {"hwprobe.inventory.nvidia"},
     "cryptography": {"bundler.format.keys", "bundler.format.pkcs8"},
-    "zstandard": {"bundler.format.chunks"},
+    "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "waitress": {"server.arriving", "server.connection", "server.listener"},
 }

@@ -13,6 +13,7 @@ from server.api.body import Fields, read_object
 from server.api.completions_parse import parse_completion
 from server.api.ollama_parse import parse_chat, parse_generate
 from server.api.openai_parse import parse_chat_completion
+from server.api.responses_parse import parse_response
 from server.errors import BadRequestError, ForbiddenError
 
 PARSERS = (
@@ -22,6 +23,7 @@ PARSERS = (
     parse_completion,
     parse_messages,
     parse_count,
+    parse_response,
 )
 
 NAMES = st.sampled_from(
@@ -34,6 +36,7 @@ NAMES = st.sampled_from(
         *("reasoning_effort", "effort", "stream_options", "tool_choice", "max_tokens"),
         *("source", "data", "input", "tool_use_id", "thinking", "input_schema", "output_config"),
         *("n", "best_of", "echo", "seed"),
+        *("input", "instructions", "include", "truncation", "call_id", "output", "summary"),
     ]
 )
 TEXTS = st.sampled_from(
@@ -51,6 +54,11 @@ TEXTS = st.sampled_from(
         "tool_result",
         "thinking",
         "enabled",
+        "function_call",
+        "function_call_output",
+        "input_text",
+        "reasoning",
+        "namespace",
         "json_schema",
         "{}",
         "[",
