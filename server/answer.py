@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.chat import (
@@ -315,7 +315,7 @@ class Answerer:
         prompt = self._prompt(task, lease)
         output = _output(task, prompt)
         request = task.request
-        command = _command(task, prompt, isolated=self._isolated)
+        command = _command(task, prompt, output, isolated=self._isolated)
         mark = lease.coroner.mark(lease.key, command)
         with lease.coroner.watching(
             lease.runner.pid,
@@ -328,7 +328,6 @@ class Answerer:
                 lease.runner,
                 command,
                 output=output,
-                thinks=output.thinks,
                 gone=gone,
                 outcome=outcome,
             )
@@ -409,7 +408,12 @@ def _output(task: _Task, prompt: Prompt) -> OutputStream:
     )
 
 
-def _command(task: _Task, prompt: Prompt, *, isolated: bool) -> protocol.Generate:
+def _command(
+    task: _Task, prompt: Prompt, output: OutputStream, *, isolated: bool
+) -> protocol.Generate:
+    constraint = task.request.constraint
+    if constraint is not None and output.thinks:
+        constraint = replace(constraint, reasoning=output.reasoning)
     return protocol.Generate(
         id=0,
         tokens=prompt.tokens,
@@ -417,7 +421,7 @@ def _command(task: _Task, prompt: Prompt, *, isolated: bool) -> protocol.Generat
         truncate=task.request.truncate,
         shift=task.request.shift,
         top_logprobs=task.request.top_logprobs,
-        constraint=task.request.constraint,
+        constraint=constraint,
         tenant=task.request.tenant,
         scope=task.request.tenant if isolated else "",
     )

@@ -5,9 +5,7 @@ Rules:
    iterator;
  * log-probabilities go out with the text they belong to, or with the next text where theirs is
    held back;
- * when the time of a request is over, it is ended with what has been said;
- * with a format and thinking, the model thinks freely; at its first visible text it is stopped and
-   goes on behind its own reasoning under the grammar.
+ * when the time of a request is over, it is ended with what has been said.
 """
 
 from __future__ import annotations
@@ -86,7 +84,6 @@ def complete(
     request: protocol.Generate,
     *,
     output: OutputStream,
-    thinks: bool,
     gone: Gone,
     outcome: Outcome,
 ) -> Generator[Piece, None, None]:
@@ -94,9 +91,8 @@ def complete(
 
     Args:
         runner: who completes.
-        request: what; its grammar waits for the end of the reasoning if ``thinks``.
+        request: what.
         output: splits the text.
-        thinks: the model is expected to reason before it answers.
         gone: whether the client has left.
         outcome: filled in.
 
@@ -107,72 +103,10 @@ def complete(
         EngineRefusedError: the engine failed at it.
         DeadlineError: its time was over before its first token.
     """
-    if request.constraint is None or not thinks:
-        yield from _pieces(rows(runner.generate(request), gone, outcome), output, outcome)
-        return
-    raw = yield from _reasoning(runner, request, output=output, gone=gone, outcome=outcome)
-    if raw is None:
-        return
-    used = len(outcome.generated)
-    tokens = (*request.tokens, *(runner.tokenize(raw, add_bos=False) if raw else ()))
-    left = request.sampling.num_predict
-    if left > 0:
-        left = max(1, left - used)
-    behind = replace(request, tokens=tokens, sampling=replace(request.sampling, num_predict=left))
-    plain = OutputStream(thinking=False, opened=False, tools=False, new_call_id=str)
-    first = outcome.row
-    yield from _pieces(rows(runner.generate(behind), gone, outcome), plain, outcome)
-    if first is not None and outcome.row is not None:
-        outcome.row = replace(
-            outcome.row,
-            prompt_tokens=first.prompt_tokens,
-            cached_tokens=first.cached_tokens,
-            prompt_s=first.prompt_s,
-            prompt_ids=first.prompt_ids,
-        )
+    yield from _pieces(rows(runner.generate(request), gone, outcome), output, outcome)
 
 
-def _reasoning(
-    runner: Completer,
-    request: protocol.Generate,
-    *,
-    output: OutputStream,
-    gone: Gone,
-    outcome: Outcome,
-) -> Generator[Piece, None, str | None]:
-    """Let the model think without a grammar until it shows text.
-
-    Returns:
-        What to put behind the prompt: the reasoning with its tags; ``None`` if all has been said.
-    """
-    raw = ""
-    stream = runner.generate(replace(request, constraint=None))
-    shown = False
-    kept = 0
-    for row in rows(stream, gone, outcome, cancelled_is_end=False):
-        raw += row.text
-        kept = kept if shown else len(outcome.generated) - len(row.tokens)
-        for piece in (*output.feed(row.text), *(output.finish() if row.done else ())):
-            if isinstance(piece, ThinkingChunk):
-                yield piece
-            else:
-                shown = True
-        if shown and not row.done:
-            stream.cancel()
-    if shown:
-        del outcome.generated[kept:]  # said again under the grammar
-    close = output.tags.close
-    end = raw.find(close)
-    if outcome.reason is FinishReason.TIMEOUT:
-        return None
-    if not shown and outcome.reason is FinishReason.LENGTH:
-        return None
-    return raw[: end + len(close)] + "\n\n" if end >= 0 else ""
-
-
-def rows(
-    stream: RowStream, gone: Gone, outcome: Outcome, *, cancelled_is_end: bool = True
-) -> Iterator[protocol.Row]:
+def rows(stream: RowStream, gone: Gone, outcome: Outcome) -> Iterator[protocol.Row]:
     """The rows of a stream; leaving the iteration cancels it.
 
     Raises:
@@ -195,7 +129,7 @@ def rows(
                 row = protocol.Row(id=0, done="cancelled")
             if row is None:
                 continue
-            _note(row, outcome, cut=cut_s < math.inf, cancelled_is_end=cancelled_is_end)
+            _note(row, outcome, cut=cut_s < math.inf)
             yield row
             if outcome.reason is FinishReason.TIMEOUT:
                 return
@@ -204,7 +138,7 @@ def rows(
             stream.cancel()
 
 
-def _note(row: protocol.Row, outcome: Outcome, *, cut: bool, cancelled_is_end: bool) -> None:
+def _note(row: protocol.Row, outcome: Outcome, *, cut: bool) -> None:
     """Put a row into the outcome, or raise what it means."""
     if row.fault is not None:
         raise (BadRequestError if row.refused else EngineRefusedError)(row.fault)
@@ -218,10 +152,10 @@ def _note(row: protocol.Row, outcome: Outcome, *, cut: bool, cancelled_is_end: b
             f"request: not answered within {outcome.deadline.limit_s:g} s",
             hint="allow more with the option request_timeout, or ask for less",
         )
-    if row.done == "cancelled" and cancelled_is_end and not timed_out:
+    if row.done == "cancelled" and not timed_out:
         raise ClientGoneError("request canceled")
     outcome.row = row
-    outcome.eval_s += row.eval_s
+    outcome.eval_s = row.eval_s
     if timed_out:
         outcome.reason = FinishReason.TIMEOUT
     else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from server.chat import (
     Piece,
+    Reasoning,
     TextChunk,
     ThinkingChunk,
     ToolCall,
@@ -54,6 +55,7 @@ class OutputStream:
         """
         self.tags = tags
         self.thinks = thinking or opened
+        self._opened = opened
         self._thinking = ThinkingSplitter(opened=opened, tags=tags) if self.thinks else None
         self._calls: ToolCallSplitter | TailCallSplitter | None = None
         self._begun = 0
@@ -61,6 +63,11 @@ class OutputStream:
             self._calls = ToolCallSplitter(new_call_id=new_call_id)
         elif tools:
             self._calls = TailCallSplitter(tag=tool_tag, new_call_id=new_call_id)
+
+    @property
+    def reasoning(self) -> Reasoning:
+        """What stands around the reasoning, for who generates the text."""
+        return Reasoning(open=self.tags.open, close=self.tags.close, opened=self._opened)
 
     def feed(self, text: str) -> tuple[Piece, ...]:
         """Take some text and give out what is decided."""

@@ -50,6 +50,13 @@ class Candidates:
         """Whether a token is left that is not ruled out."""
         return bool(np.isfinite(self._data["logit"][: self.native.size]).any())
 
+    def possible(self) -> npt.NDArray[np.int64]:
+        """The tokens that are not ruled out, ascending."""
+        data = self._data[: self.native.size]
+        ids: npt.NDArray[np.int64] = data["id"][data["logit"] != -np.inf].astype(np.int64)
+        ids.sort()
+        return ids
+
     def chosen(self) -> int:
         """The token a chain has selected; -1 without one."""
         if not 0 <= self.native.selected < self.native.size:

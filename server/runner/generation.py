@@ -21,6 +21,10 @@ class TokenSource(Protocol):
     def sample(self, row: npt.NDArray[np.float32]) -> int:
         """The next token, given its logits."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow."""
+
     def close(self) -> None:
         """Free what it holds."""
 
@@ -60,6 +64,7 @@ class Generation:
         sampler: TokenSource,
         pieces: Pieces,
         clock: Callable[[], float],
+        relaxed: tuple[str, ...] = (),
     ) -> None:
         """Begin; the clock starts with `admitted`."""
         self.id = request
@@ -72,6 +77,7 @@ class Generation:
         self._sampler = sampler
         self._pieces = pieces
         self._clock = clock
+        self._relaxed = relaxed
         self._text = TextStream(stops)
         self._logprobs: deque[tuple[int, list[Any]]] = deque()
         self._admitted_s = self._first_s = clock()
@@ -108,6 +114,9 @@ class Generation:
             self._logprobs.append((self._text.decoded, entry))
         if self._text.stopped:
             self.done = "stop"
+        elif self._sampler.finished:
+            self.done = "stop"
+            text += self._text.finish()
         elif self.sampled >= self._most:
             self.done = "length"
             text += self._text.finish()
@@ -142,6 +151,7 @@ class Generation:
             prompt_s=self._first_s - self._admitted_s,
             eval_s=now - self._first_s,
             prompt_ids=self.prompt,
+            relaxed=self._relaxed,
         )
 
     def _ready_logprobs(self) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from server.chat import SamplingOptions
-from server.runner.chain import Grammar
+from server.runner.gate import Gate
 from server.runner.work import Work
 
 PATIENCE_S = 0.06
@@ -19,12 +19,17 @@ lose what it has computed. Why: with it, a cancel takes effect within 100 ms."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request that is ready to run: checked, tokenized, its grammar parsed."""
+    """A request that is ready to run: checked, tokenized, its grammar parsed.
+
+    Attributes:
+        relaxed: what of its schema the grammar does not enforce.
+    """
 
     work: Work
     sampling: SamplingOptions
     top_logprobs: int | None
-    grammar: Grammar | None
+    gate: Gate | None
+    relaxed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,8 @@ class Loop:
         for generation in self._generations.values():
             generation.close()
         for arrival in self._arrivals.values():
-            if arrival.grammar is not None:
-                arrival.grammar.close()
+            if arrival.gate is not None:
+                arrival.gate.close()
 
     def _has_work(self) -> bool:
         return bool(self._batching.running or self._batching.waiting)
@@ -99,8 +99,8 @@ class Loop:
             return (row,)
         if (arrival := self._arrivals.pop(item.id, None)) is not None:
             self._apply(self._batching.finish(item.id))
-            if arrival.grammar is not None:
-                arrival.grammar.close()
+            if arrival.gate is not None:
+                arrival.gate.close()
             prompt = arrival.work.prompt
             return (
                 Row(id=item.id, done="cancelled", prompt_tokens=len(prompt), prompt_ids=prompt),
@@ -127,10 +127,10 @@ class Loop:
                     vocabulary_size=shape.vocabulary_size,
                     context_tokens=shape.context_tokens,
                     prompt=arrival.work.prompt,
-                    grammar=arrival.grammar,
-                    forbidden=vocabulary.control_tokens if arrival.grammar else None,
+                    gate=arrival.gate,
                 ),
                 pieces=vocabulary,
+                relaxed=arrival.relaxed,
                 clock=self._clock,
             )
             generation.admitted(run.cached)

@@ -137,6 +137,8 @@ _KEPT: list[object] = []
 """Call-backs the engine holds only the address of."""
 
 QUICK = Quick()
+TOKENIZE_ADDRESS: int = ctypes.cast(LIB._lib.llama_tokenize, ctypes.c_void_p).value or 0  # noqa: SLF001 - the bindings' own handle
+"""The engine's tokenizer, for a library that calls it by its address."""
 LOG = EngineLog(_to_stderr)
 _LOG_CALLBACK = _attach(LOG)
 """Kept for the life of the process: the engine holds only its address."""

@@ -158,6 +158,7 @@ class Row:
         prompt_s: on the last row: seconds from admission to the first sampled token.
         eval_s: on the last row: seconds from there to the end.
         prompt_ids: on the last row: the prompt as the engine saw it (for ``context``).
+        relaxed: on the last row: keywords of the schema that were not enforced.
         fault: this request was refused or broke; nothing follows for it.
         refused: with ``fault``: what it asks for cannot be done, whoever tries.
     """
@@ -173,6 +174,7 @@ class Row:
     prompt_s: float = 0.0
     eval_s: float = 0.0
     prompt_ids: tuple[int, ...] = ()
+    relaxed: tuple[str, ...] = ()
     fault: str | None = None
     refused: bool = False
 
@@ -294,7 +296,7 @@ def _constraint(fields: dict[str, Any]) -> Constraint:
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    for name in ("tokens", "logprobs", "prompt_ids"):
+    for name in ("tokens", "logprobs", "prompt_ids", "relaxed"):
         if name in fields:
             fields[name] = tuple(fields[name])
     return Row(**fields)

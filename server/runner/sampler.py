@@ -12,12 +12,17 @@ import numpy.typing as npt
 from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import sampling
-from server.runner.chain import Candidates, Chain, Grammar
+from server.runner.chain import Candidates, Chain
+from server.runner.gate import Gate
 
 Row = npt.NDArray[np.float32]
 
 GRAMMAR_STEP_S = 1.0
 """CPU time. Why: a usual grammar takes milliseconds, and all other requests wait meanwhile."""
+
+
+MOST_TRIES = 8
+"""Choices at one place. Why: outside a grammar, single tokens are refused, not all but a few."""
 
 
 class Sampler:
@@ -31,8 +36,7 @@ class Sampler:
         vocabulary_size: int,
         context_tokens: int,
         prompt: Sequence[int],
-        grammar: Grammar | None = None,
-        forbidden: npt.NDArray[np.int64] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Make the chain and show it the end of the prompt.
 
@@ -42,15 +46,12 @@ class Sampler:
             vocabulary_size: tokens there are.
             context_tokens: most tokens a penalty may look back.
             prompt: token ids before the answer.
-            grammar: what may be said; freed with the sampler.
-            forbidden: tokens a grammar would take for text although they are none.
+            gate: what may be said; closed with the sampler.
         """
         self._options = options
         self._size = vocabulary_size
         self._candidates = candidates
-        self._grammar = grammar
-        self._forbidden = np.empty(0, np.int64) if forbidden is None else forbidden
-        self._banned = frozenset(self._forbidden.tolist())
+        self._gate = gate
         self._biased = tuple(token for token, _bias in options.logit_bias)
         last = sampling.last_tokens(options, context_tokens=context_tokens)
         self._recent: deque[int] = deque(maxlen=last if sampling.is_penalizing(options) else 0)
@@ -73,21 +74,30 @@ class Sampler:
             EngineRefusedError: the model gave no usable logits, or the grammar allows nothing.
         """
         token = self._choose(row)
-        if self._grammar is not None:
+        if self._gate is not None:
             begin_s = time.thread_time()
-            if token in self._banned or not self._grammar.allows(token):
-                token = self._choose_restricted(row, self._grammar)
-            self._grammar.accept(token)
+            if not self._gate.allows(token):
+                token = self._choose_restricted(row, token, self._gate)
+            self._gate.accept(token)
             if time.thread_time() - begin_s > GRAMMAR_STEP_S:
                 raise EngineRefusedError("the grammar takes too long for a token")
         self._remember(token)
         return token
 
+    @property
+    def finished(self) -> bool:
+        """Whether the grammar is complete: nothing may follow."""
+        return self._gate is not None and self._gate.done
+
+    def forced(self) -> tuple[int, ...]:
+        """The tokens the grammar leaves no choice about; a sampler may still cut them otherwise."""
+        return () if self._gate is None else self._gate.forced()
+
     def close(self) -> None:
         """Free what the engine holds for this request."""
         self._chain.close()
-        if self._grammar is not None:
-            self._grammar.close()
+        if self._gate is not None:
+            self._gate.close()
 
     def _choose(self, row: Row) -> int:
         if not np.isfinite(row.max()):
@@ -105,17 +115,19 @@ class Sampler:
             self._candidates.fill(row[ids], ids)
         return self._checked(self._chain.choose(self._candidates))
 
-    def _choose_restricted(self, row: Row, grammar: Grammar) -> int:
-        self._candidates.fill(row)
-        self._candidates.forbid(self._forbidden)
-        grammar.restrict(self._candidates)
-        if not self._candidates.any_possible():
-            raise EngineRefusedError("the grammar allows no token of this model here")
-        token = self._checked(self._chain.choose(self._candidates))
-        # Never tell the grammar a token it has not allowed: it would end the process.
-        if token in self._banned or not grammar.allows(token):
-            raise EngineRefusedError("the grammar allows no token of this model here")
-        return token
+    def _choose_restricted(self, row: Row, refused: int, gate: Gate) -> int:
+        tried = {refused}
+        for _attempt in range(MOST_TRIES):
+            ids = gate.allowed(tried)
+            if len(ids):
+                self._candidates.fill(row[ids], ids)
+            if not len(ids) or not self._candidates.any_possible():
+                break
+            token = self._checked(self._chain.choose(self._candidates))
+            if gate.allows(token):
+                return token
+            tried.add(token)
+        raise EngineRefusedError("the grammar allows no token of this model here")
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < self._size:

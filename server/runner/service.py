@@ -1,8 +1,8 @@
 """The runner's conversation: load the model, then take commands while the decode thread works.
 
-Two threads. The main thread loads and decodes; it alone calls the engine's context. The I/O
-thread reads commands, tokenizes prompts, parses grammars, answers what needs no decoding, and
-notices that the server has hung up.
+Three threads. The main thread loads and decodes; it alone calls the engine's context. The I/O
+thread reads commands, tokenizes prompts, answers what needs no decoding, and notices that the
+server has hung up. Grammars are compiled in a third, so that none holds up a cancel.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 
 from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
-from server.runner.chain import Grammar
-from server.runner.grammar import gbnf
+from server.runner.gate import Gate
+from server.runner.grammar import Compiler
 from server.runner.inbox import Arrival, Inbox
 from server.runner.lastwords import print_frames
 from server.runner.library import Engine
 from server.runner.loop import Loop
 from server.runner.native import tell_aborts
+from server.runner.preparing import Preparing
 from server.runner.sampling import check_options
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
 from server.runner.work import Work
@@ -54,6 +55,7 @@ class Service:
         self._engine: Engine | None = None
         self._inbox: Inbox | None = None
         self._loop: Loop | None = None
+        self._preparing: Preparing | None = None
 
     def run(self) -> int:
         """Converse until the server hangs up; returns the exit code."""
@@ -96,6 +98,12 @@ class Service:
     def _converse(self, engine: Engine, load: protocol.Load, load_s: float) -> None:
         inbox = Inbox(engine.abort, engine.rearm)
         loop = Loop(engine, slots=load.settings.slots, inbox=inbox, send=self._send)
+        compiler = Compiler(engine.vocabulary)
+        self._preparing = Preparing(
+            lambda command: prepare(engine, command, compiler),
+            accept=inbox.put,
+            refuse=self._refuse,
+        )
         self._engine, self._inbox, self._loop = engine, inbox, loop
         self._ready.set()
         if self._gone.is_set():
@@ -151,7 +159,7 @@ class Service:
             case protocol.Generate():
                 self._take_generate(engine, inbox, command)
             case protocol.Cancel():
-                inbox.cancel(command.id)
+                self._take_cancel(inbox, command.id)
             case protocol.Tokenize():
                 self._send(protocol.Tokens(id=command.id, tokens=_tokenize(engine, command)))
             case protocol.Detokenize():
@@ -160,14 +168,27 @@ class Service:
                 self._send(protocol.Text(id=command.id, text=text))
 
     def _take_generate(self, engine: Engine, inbox: Inbox, command: protocol.Generate) -> None:
+        if command.constraint is not None and self._preparing is not None:
+            self._preparing.submit(command)
+            return
         try:
-            arrival = prepare(engine, command)
+            inbox.put(prepare(engine, command))
         except EngineRefusedError as refusal:
-            steps = self._loop.steps if self._loop is not None else 0
-            row = protocol.Row(id=command.id, fault=_sendable(str(refusal)), refused=True)
-            self._send(protocol.Step(n=steps, rows=(row,)))
+            self._refuse(command.id, str(refusal))
+
+    def _take_cancel(self, inbox: Inbox, request: int) -> None:
+        if self._preparing is not None and self._preparing.cancel(request):
+            self._send_row(protocol.Row(id=request, done="cancelled"))
         else:
-            inbox.put(arrival)
+            inbox.cancel(request)
+
+    def _refuse(self, request: int, reason: str) -> None:
+        self._send_row(protocol.Row(id=request, fault=_sendable(reason), refused=True))
+
+    def _send_row(self, row: protocol.Row) -> None:
+        """A row that no decode step has brought."""
+        steps = self._loop.steps if self._loop is not None else 0
+        self._send(protocol.Step(n=steps, rows=(row,)))
 
     def _send(self, event: protocol.Event) -> None:
         try:
@@ -179,8 +200,12 @@ class Service:
                 self._inbox.close()
 
 
-def prepare(engine: Engine, command: protocol.Generate) -> Arrival:
+def prepare(
+    engine: Engine, command: protocol.Generate, compiler: Compiler | None = None
+) -> Arrival:
     """Everything a request needs that can be done beside the decode thread.
+
+    ``compiler`` is needed for a request that is bound to a grammar.
 
     Raises:
         EngineRefusedError: an option, the prompt or the grammar is not accepted.
@@ -210,11 +235,19 @@ def prepare(engine: Engine, command: protocol.Generate) -> Arrival:
         tenant=command.tenant,
         scope=command.scope,
     )
-    grammar = None
-    if command.constraint is not None:
-        grammar = Grammar(vocabulary, gbnf(command.constraint))
-        _ = vocabulary.control_tokens  # found once, here rather than between two steps
-    return Arrival(work=work, sampling=sampling, top_logprobs=command.top_logprobs, grammar=grammar)
+    gate: Gate | None = None
+    relaxed: tuple[str, ...] = ()
+    if command.constraint is not None and compiler is not None:
+        compiled = compiler.compile(command.constraint)
+        gate = Gate(command.constraint, compiled.matcher, vocabulary)
+        relaxed = compiled.relaxed
+    return Arrival(
+        work=work,
+        sampling=sampling,
+        top_logprobs=command.top_logprobs,
+        gate=gate,
+        relaxed=relaxed,
+    )
 
 
 def _tokenize(engine: Engine, command: protocol.Tokenize) -> tuple[int, ...]:

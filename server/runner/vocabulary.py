@@ -110,6 +110,20 @@ class Vocabulary:
         ids = (i for i in range(self.size) if self.is_control(i))
         return np.array([i for i in ids if not self.is_end(i)], np.int64)
 
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """All tokens that end the generation, ascending."""
+        return tuple(i for i in range(self.size) if self.is_end(i))
+
+    def is_framing(self, token: int) -> bool:
+        """Whether a token is a control token, or looks like one, as ``<tool_call>`` does."""
+        attributes = LIB.llama_vocab_get_attr(self.handle, token)
+        if attributes & LIB.LLAMA_TOKEN_ATTR_CONTROL:
+            return True
+        piece = self.whole_piece(token)
+        own = bool(attributes & LIB.LLAMA_TOKEN_ATTR_USER_DEFINED)
+        return own and piece.startswith(b"<") and piece.endswith(b">")
+
     def check(self, tokens: Iterable[int]) -> None:
         """Refuse ids that are not in the vocabulary.
 

@@ -21,6 +21,7 @@ OWNERS = {
     "cryptography": {"bundler.format.keys", "bundler.format.pkcs8"},
     "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
+    "llguidance": {"server.runner.grammar"},
     "waitress": {"server.arriving", "server.connection", "server.listener"},
 }
 """Third-party package → the only modules that import it (docs/architecture.md)."""

@@ -103,7 +103,7 @@ def arrival(number: int, prompt: Sequence[int], most: int = 5) -> Arrival:
         work=Work(id=number, prompt=tuple(prompt), most_tokens=most),
         sampling=SamplingOptions(temperature=0.0),
         top_logprobs=None,
-        grammar=None,
+        gate=None,
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import sampling
-from server.runner.chain import Candidates, Chain, Grammar
+from server.runner.chain import Candidates, Chain
 from server.runner.sampler import Sampler
 
 pytestmark = pytest.mark.engine
@@ -126,23 +124,3 @@ class TestUnusableLogits:
         with pytest.raises(EngineRefusedError, match="no usable probabilities"):
             subject.sample(row)
         subject.close()
-
-
-class TestGrammarIsRefused:
-    @pytest.mark.parametrize("source", ["", "root ::= (", "x ::= [a]", 'root ::= root "a"', "\0"])
-    def test_text_that_is_no_grammar(self, source: str, demo_vocabulary: Any) -> None:
-        with pytest.raises(EngineRefusedError, match="the grammar is not accepted"):
-            Grammar(demo_vocabulary, source)
-
-
-@pytest.fixture(scope="module")
-def demo_vocabulary() -> Any:
-    from server.runner.native import LIB
-    from tests.engine.runner_driver import DEMO
-
-    LIB.llama_backend_init()
-    params = LIB.llama_model_default_params()
-    params.vocab_only = True
-    model = LIB.llama_model_load_from_file(str(DEMO).encode(), params)
-    yield SimpleNamespace(handle=LIB.llama_model_get_vocab(model))
-    LIB.llama_model_free(model)

@@ -12,7 +12,6 @@ import pytest
 
 from hwprobe.settings import EngineSettings
 from server.chat import (
-    Constraint,
     FinishReason,
     Piece,
     SamplingOptions,
@@ -51,7 +50,7 @@ def run(
 ) -> list[Piece]:
     output = OutputStream(thinking=thinks, opened=False, tools=False, new_call_id=str)
     asked = protocol.Generate(**{"id": 0, "prompt": "p", **request})
-    pieces = complete(on, asked, output=output, thinks=thinks, gone=gone, outcome=outcome)
+    pieces = complete(on, asked, output=output, gone=gone, outcome=outcome)
     return [*pieces]
 
 
@@ -117,7 +116,6 @@ def test_closing_the_pieces_frees_the_slot(tmp_path: Path) -> None:
             on,
             protocol.Generate(id=0, prompt="p"),
             output=output,
-            thinks=False,
             gone=bool,
             outcome=Outcome(),
         )
@@ -141,25 +139,3 @@ def test_logprobs_of_held_back_text_are_not_lost(tmp_path: Path) -> None:
         pieces = run(on, Outcome(), thinks=True, top_logprobs=0)
         entries = [entry for piece in pieces for entry in piece.logprobs]  # type: ignore[union-attr]  # text only
         assert [entry.token for entry in entries] == ["<think>", "x", "</think>", "y"]
-
-
-def test_format_waits_for_the_end_of_the_reasoning(tmp_path: Path) -> None:
-    """The first run is stopped at its first visible text; the second goes on under the grammar."""
-    with runner(tmp_path, words=["<think>", "why ", "</think>", "\n\n", "{", "}"]) as on:
-        outcome = Outcome()
-        prompt = on.tokenize("p")
-        pieces = run(on, outcome, thinks=True, tokens=prompt, constraint=Constraint(kind="json"))
-        assert text(pieces, ThinkingChunk) == "why"
-        assert text(pieces) == "<think>why </think>\n\n{}"  # the fake says the same words again
-        assert outcome.row is not None
-        assert outcome.row.prompt_tokens == len(prompt)
-
-
-def test_format_without_reasoning_starts_again_under_the_grammar(tmp_path: Path) -> None:
-    with runner(tmp_path, words=["{", "}"]) as on:
-        outcome = Outcome()
-        pieces = run(
-            on, outcome, thinks=True, tokens=on.tokenize("p"), constraint=Constraint(kind="json")
-        )
-        assert text(pieces) == "{}"
-        assert len(outcome.generated) == 2
