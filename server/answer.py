@@ -434,6 +434,7 @@ def _finish(outcome: Outcome, *, load_s: float, total_s: float, with_context: bo
         prompt_tokens=row.prompt_tokens,
         cached_tokens=row.cached_tokens,
         completion_tokens=max(row.completion_tokens, len(outcome.generated)),
+        reasoning_tokens=outcome.reasoning_tokens,
         load_s=load_s,
         prompt_s=row.prompt_s,
         eval_s=outcome.eval_s,

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from server.api import anthropic, blobs, completions, health, models, ollama, openai, responses
+from server.api import (
+    anthropic,
+    blobs,
+    cloud,
+    completions,
+    health,
+    models,
+    ollama,
+    openai,
+    responses,
+)
 from server.api.blobs import CreatePolicy
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
@@ -70,6 +80,13 @@ def create_app(
         "/api/version": ollama.Version(version),
         "/api/generate": ollama.Generate(**shared),
         "/api/chat": ollama.Chat(**shared),
+        "/api/status": cloud.Status(),
+        "/api/me": cloud.Me(),
+        "/api/signout": cloud.SignOut(),
+        "/api/user/keys/{key}": cloud.UserKey(),
+        "/api/experimental/web_search": cloud.Disabled(cloud.SEARCH_DISABLED),
+        "/api/experimental/web_fetch": cloud.Disabled(cloud.FETCH_DISABLED),
+        "/api/experimental/model-recommendations": cloud.Recommendations(catalogue),
         "/api/tags": models.Tags(catalogue),
         "/api/ps": models.Ps(catalogue=catalogue, loaded=loaded, now_ns=now_ns),
         "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),

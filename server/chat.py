@@ -163,6 +163,7 @@ class Usage:
         prompt_tokens: tokens of the prompt.
         cached_tokens: of these, taken from the KV cache without computing.
         completion_tokens: tokens generated.
+        reasoning_tokens: of these, those whose text was reasoning.
         load_s: seconds the request waited for the model to load.
         prompt_s: seconds from the first prompt token computed to the first token sampled.
         eval_s: seconds from there to the last token.
@@ -172,6 +173,7 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     load_s: float = 0.0
     prompt_s: float = 0.0
     eval_s: float = 0.0

@@ -68,6 +68,7 @@ class Outcome:
         row: the last row.
         generated: ids of all tokens generated.
         eval_s: seconds of decoding.
+        reasoning_tokens: tokens whose text was reasoning.
         deadline: when it has to be over; set by whoever makes the outcome.
     """
 
@@ -76,6 +77,7 @@ class Outcome:
     row: protocol.Row | None = None
     generated: list[int] = field(default_factory=list)
     eval_s: float = 0.0
+    reasoning_tokens: int = 0
     deadline: Deadline = NEVER
 
 
@@ -172,6 +174,8 @@ def _pieces(
         pieces = output.feed(row.text)
         if outcome.row is row:
             pieces += output.finish()
+        if any(isinstance(piece, ThinkingChunk) for piece in pieces):
+            outcome.reasoning_tokens += len(row.tokens)
         for piece in pieces:
             if waiting and isinstance(piece, TextChunk | ThinkingChunk):
                 yield replace(piece, logprobs=waiting)

@@ -41,6 +41,6 @@ class CountTokens:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Count, with the model's own tokenizer; it is loaded for that."""
         request = parse_count(read_object(read_body(req, self._max_body_bytes)))
-        count = self._answerer.count_chat(request, client_gone(req))
+        count = self._answerer.count_chat(asked_by(req, request), client_gone(req))
         resp.content_type = JSON_TYPE
         resp.data = json_bytes({"input_tokens": count})

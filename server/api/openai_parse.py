@@ -31,6 +31,9 @@ _EFFORT: Mapping[str, bool | str] = {
 }
 _EFFORT_NAMES = '"high", "medium", "low", "max", or "none"'
 _IMAGE = re.compile(r"data:(?:image/(?:jpeg|jpg|png|webp))?;base64,")
+MOST_BIAS = 100
+"""Of a token, up or down. Source: OpenAI's API reference, ``logit_bias``."""
+
 _PASSED_ON = ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias")
 
 
@@ -82,10 +85,19 @@ def sampling_options(fields: Fields, *, token_limits: Sequence[str]) -> dict[str
     for name in _PASSED_ON:
         if fields.has(name):
             options[name] = fields.values[name]
+    _check_bias(fields)
     for name in token_limits:
         if fields.has(name):
             options["num_predict"] = fields.integer(name)
     return options
+
+
+def _check_bias(fields: Fields) -> None:
+    """OpenAI's range; what is no number at all is refused with the other options."""
+    for token, bias in fields.object("logit_bias").values.items():
+        if isinstance(bias, int | float) and not -MOST_BIAS <= bias <= MOST_BIAS:
+            at = f"{fields.path('logit_bias')}[{token:.20}]"
+            raise BadRequestError(f"{at}: expected -{MOST_BIAS} to {MOST_BIAS}, found {bias!r:.20}")
 
 
 def _options(fields: Fields) -> JsonObject:
@@ -148,7 +160,7 @@ def _message(fields: Fields, calls: tuple[ToolCall, ...], called: Mapping[str, s
         raise BadRequestError("invalid message content type: <nil>")
     text, images = _parts(fields) if isinstance(content, list) else (fields.string("content"), ())
     return Message(
-        role=role,
+        role="system" if role == "developer" else role,
         content=text,
         thinking=fields.string("reasoning"),
         images=images,
@@ -165,6 +177,8 @@ def _parts(fields: Fields) -> tuple[str, tuple[bytes, ...]]:
         match part.string("type"):
             case "text":
                 texts.append(part.string("text"))
+            case "refusal":
+                texts.append(part.string("refusal"))
             case "image_url":
                 images.append(image_bytes(part))
             case _:

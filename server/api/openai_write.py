@@ -93,7 +93,7 @@ class OpenAiWriter:
 
     def whole(self, answer: WholeAnswer) -> Json:
         """The one object of an answer that is not streamed."""
-        message: Json = {"role": "assistant", "content": answer.text}
+        message: Json = {"role": "assistant", "content": answer.text, "refusal": None}
         if answer.thinking:
             message["reasoning"] = answer.thinking
         if answer.calls:
@@ -177,4 +177,5 @@ def usage_body(usage: Usage) -> Json:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }

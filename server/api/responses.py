@@ -10,6 +10,7 @@ from server.answer import Answerer
 from server.api.body import read_object
 from server.api.delivery import client_gone, deliver
 from server.api.framing import NS_PER_S
+from server.api.guard import asked_by
 from server.api.request_body import read_body
 from server.api.responses_parse import parse_response
 from server.api.responses_write import ResponsesWriter
@@ -33,5 +34,5 @@ class Responses:
             echo=call.echo,
             now_s=lambda: self._now_ns() // NS_PER_S,
         )
-        chunks = self._answerer.chat(call.request, client_gone(req))
+        chunks = self._answerer.chat(asked_by(req, call.request), client_gone(req))
         deliver(resp, chunks, writer, stream=call.request.stream)

@@ -40,6 +40,7 @@ Json = dict[str, Any]
 Event = tuple[str, Json]
 Kind = Literal["reasoning", "message", "function_call"]
 _PREFIXES: dict[Kind, str] = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
+_CUT = frozenset({FinishReason.LENGTH, FinishReason.TIMEOUT})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +116,7 @@ class ResponsesWriter:
 
     def whole(self, answer: WholeAnswer) -> Json:
         """The one object of an answer that is not streamed."""
-        length = answer.finish.reason is FinishReason.LENGTH
+        cut = answer.finish.reason in _CUT
         items = []
         if answer.thinking:
             items.append(_Item(kind="reasoning", id=_new_id("rs"), text=answer.thinking))
@@ -125,7 +126,7 @@ class ResponsesWriter:
                 _Item(kind="message", id=_new_id("msg"), text=answer.text, logprobs=logprobs)
             )
         items.extend(_call_item(call) for call in answer.calls)
-        status = "incomplete" if length else "completed"
+        status = "incomplete" if cut else "completed"
         self._output = [item.body(status) for item in items]
         return self._ended(answer.finish)
 
@@ -251,7 +252,7 @@ class ResponsesWriter:
                 assert_never(item.kind)
 
     def _end(self, finish: FinishChunk) -> Iterator[Event]:
-        cut = finish.reason is FinishReason.LENGTH
+        cut = finish.reason in _CUT
         if self._index < 0:
             yield from self._into("message")
         yield from self._close(cut=cut)
@@ -262,7 +263,7 @@ class ResponsesWriter:
         return {"item_id": item.id, "output_index": self._index}
 
     def _ended(self, finish: FinishChunk) -> Json:
-        if finish.reason is FinishReason.LENGTH:
+        if finish.reason in _CUT:
             body = self._response("incomplete")
             body["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
@@ -311,6 +312,6 @@ def _usage(usage: Usage) -> Json:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -155,12 +155,34 @@ def test_refusal_has_ollamas_status_and_text(
         ("DELETE /api/delete", {"model": "a b"}, 400, '{"error":"name \\"a b\\" is invalid"}'),
         ("DELETE /api/delete", {"name": "absent"}, 404,
          """{"error":"model 'absent' not found"}"""),
+        ("GET /api/status", None, 200, '{"cloud":{"disabled":true,"source":"config"}}'),
+        ("POST /api/me", b"", 401, '{"error":"unauthorized","signin_url":""}'),
+        ("POST /api/signout", b"", 401, '{"error":"you are not currently signed in"}'),
+        ("DELETE /api/user/keys/abc", None, 401, '{"error":"you are not currently signed in"}'),
+        ("POST /api/experimental/web_search", {"query": "x"}, 403,
+         '{"error":"ollama cloud is disabled: web search is unavailable"}'),
+        ("POST /api/experimental/web_fetch", {"url": "x"}, 403,
+         '{"error":"ollama cloud is disabled: web fetch is unavailable"}'),
         ("GET /nowhere", None, 404, "404 page not found"),
         ("GET /api/tags/", None, 404, "404 page not found"),
         ("GET /debug/pprof/", None, 404, "404 page not found"),
         ("GET /api/chat", None, 405, "405 method not allowed"),
         ("POST /api/tags", {}, 405, "405 method not allowed"),
         ("PUT /", None, 405, "405 method not allowed"),
+        ("PUT /api/chat", {}, 405, "405 method not allowed"),
+        ("DELETE /api/show", {}, 405, "405 method not allowed"),
+        ("POST /api/delete", {}, 405, "405 method not allowed"),
+        ("GET /api/copy", None, 405, "405 method not allowed"),
+        ("POST /api/ps", {}, 405, "405 method not allowed"),
+        ("GET /api/me", None, 405, "405 method not allowed"),
+        ("POST /v1/models", {}, 405, "405 method not allowed"),
+        ("GET /v1/chat/completions", None, 405, "405 method not allowed"),
+        ("GET /v1/completions", None, 405, "405 method not allowed"),
+        ("GET /v1/responses", None, 405, "405 method not allowed"),
+        ("GET /v1/messages", None, 405, "405 method not allowed"),
+        ("GET /v1/messages/count_tokens", None, 405, "405 method not allowed"),
+        ("GET /v1/responses/resp_1", None, 404, "404 page not found"),
+        ("POST /v1/audio/transcriptions", {}, 404, "404 page not found"),
         ("GET /v1/models/absent", None, 404,
          NO_SUCH_OPENAI_MODEL),
     ],
@@ -170,6 +192,36 @@ def test_refusal_outside_of_the_answers(
 ) -> None:
     method, _, path = call.partition(" ")
     assert server.ask(method, path, body) == (status, text.encode())
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ("HEAD /", 200),
+        ("HEAD /api/version", 200),
+        ("HEAD /api/tags", 200),
+        ("HEAD /healthz", 200),
+        ("HEAD /api/ps", 405),
+        ("HEAD /api/chat", 405),
+        ("HEAD /nowhere", 404),
+        ("OPTIONS /", 204),
+        ("OPTIONS /api/chat", 204),
+        ("OPTIONS /v1/messages", 204),
+        ("OPTIONS /nowhere", 204),
+    ],
+)
+def test_head_and_options_have_no_body(server: LiveServer, call: str, status: int) -> None:
+    method, path = call.split()
+    assert server.ask(method, path) == (status, b"")
+
+
+def test_recommendations_are_what_is_installed(server: LiveServer) -> None:
+    status, data = server.ask("GET", "/api/experimental/model-recommendations")
+    listed = {entry["model"]: entry for entry in json.loads(data)["recommendations"]}
+    assert status == 200
+    assert "tiny:latest" in listed
+    assert "embedder:latest" not in listed
+    assert set(listed["tiny:latest"]) == {"model", "description", "context_length"}
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])

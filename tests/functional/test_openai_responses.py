@@ -98,6 +98,8 @@ def test_reasoning_is_an_item(server: LiveServer, client: openai.OpenAI) -> None
     assert [part.text for part in reasoning.summary] == ["hm"]
     assert message.type == "message"
     assert final.output_text == "Yes. I see."
+    assert final.usage is not None
+    assert final.usage.output_tokens_details.reasoning_tokens == 1
     whole = client.responses.create(model="thinker", input="hi")
     said: Any = [item.to_dict() for item in whole.output]
     hi: Any = {"role": "user", "content": "hi"}

@@ -170,6 +170,7 @@ def test_stream_names_the_answer_of_each_chunk() -> None:
         "completion_tokens": 4,
         "total_tokens": 7,
         "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert {(event["id"], event["created"], event["object"]) for event in told} == {
         ("cmpl-1", 7, "text_completion")

@@ -99,6 +99,12 @@ def parse(**values: Any) -> ChatRequest:
             {"reasoning_effort": "hard"},
             'invalid reasoning value: "hard" (must be "high", "medium", "low", "max", or "none")',
         ),
+        ({"logit_bias": {"7": 101}}, "logit_bias[7]: expected -100 to 100, found 101"),
+        (
+            {"logit_bias": {"7": -(10**30)}},
+            "logit_bias[7]: expected -100 to 100, found -1000000000000000000",
+        ),
+        ({"logit_bias": []}, "logit_bias: expected object, found array"),
         ({"max_tokens": "many"}, "max_tokens: expected integer, found string"),
         ({"stream": 1}, "stream: expected boolean, found number"),
         ({"stop": 3}, "stop: expected array, found number"),
@@ -148,6 +154,16 @@ def test_openais_names_become_ollamas() -> None:
 
 def test_newer_name_of_the_token_limit_wins() -> None:
     assert parse(max_tokens=5, max_completion_tokens=7).options == {"num_predict": 7}
+
+
+def test_developer_is_the_system() -> None:
+    assert parse(messages=[{"role": "developer", "content": "x"}]).messages[0].role == "system"
+
+
+def test_refusal_of_an_earlier_turn_is_text() -> None:
+    parts = [{"type": "refusal", "refusal": "no"}]
+    (message,) = parse(messages=[{"role": "assistant", "content": parts}]).messages
+    assert message.content == "no"
 
 
 def test_stop_keeps_only_texts() -> None:
@@ -217,6 +233,7 @@ WIRE_USAGE = {
     "completion_tokens": 2,
     "total_tokens": 5,
     "prompt_tokens_details": {"cached_tokens": 1},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 
