@@ -107,7 +107,8 @@ def keygen(
 @app.command()
 def pack(
     source: Annotated[
-        Path | None, typer.Argument(help="GGUF file to pack, or one shard of a split one.")
+        Path | None,
+        typer.Argument(help="GGUF file, one shard of a split one, or a directory of safetensors."),
     ] = None,
     *,
     from_: Annotated[

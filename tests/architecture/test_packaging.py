@@ -22,6 +22,8 @@ OWNERS = {
     "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "llguidance": {"server.runner.grammar"},
+    "gguf": {"bundler.convert.writing"},
+    "safetensors": {"bundler.convert.tensors"},
     "waitress": {"server.arriving", "server.connection", "server.listener"},
 }
 """Third-party package → the only modules that import it (docs/architecture.md)."""
