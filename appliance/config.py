@@ -102,6 +102,7 @@ class ModelConfig:
     keep_alive_s: float | None = None
     num_gpu: int | None = None
     num_thread: int = 0
+    output_format: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

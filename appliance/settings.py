@@ -195,6 +195,35 @@ class Setting:
         return f"{self.table}.{self.key}"
 
 
+OUTPUT_FORMATS = (
+    "plain",
+    "hermes",
+    "qwen-coder",
+    "seed-oss",
+    "llama3",
+    "functionary",
+    "mistral",
+    "gemma3",
+    "gemma4",
+    "functiongemma",
+    "deepseek",
+    "deepseek-dsml",
+    "phi4",
+    "granite3",
+    "command-r7b",
+    "command-r",
+    "glm4",
+    "harmony",
+    "kimi-k2",
+    "minimax-m1",
+    "minimax-m2",
+    "minicpm5",
+    "lfm2",
+    "apertus",
+)
+"""What the server can read; the same as in `server.output.families`, which may not be imported."""
+
+
 def _row(table: str, key: str, default: Any, read: Callable[[Any], Any], **more: Any) -> Setting:
     return Setting(
         table=table,
@@ -361,6 +390,11 @@ MODEL_SETTINGS: tuple[Setting, ...] = (
     _row(
         "model", "num_thread", 0, _integer(low=0, high=4096),
         meaning="CPU threads; 0 lets placement decide",
+    ),
+    _row(
+        "model", "output_format", "", _one_of("", *OUTPUT_FORMATS),
+        meaning="how the model writes reasoning and tool calls, see docs/http-api.md; empty lets "
+        "its template decide",
     ),
 )  # fmt: skip
 """The settings of each ``[model."name"]`` table."""

@@ -126,7 +126,11 @@ def _run(
             keep_alive_s=config.server.keep_alive_s,
         ),
     )
-    catalogue = Catalogue(store, go_templates=config.server.go_template)
+    catalogue = Catalogue(
+        store,
+        go_templates=config.server.go_template,
+        output_format=lambda name: config.model(name).output_format,
+    )
     answerer = Answerer(
         catalogue=catalogue,
         scheduler=scheduler,

@@ -16,14 +16,13 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
-import secrets
-import string
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from server.calling import output_stream
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.chat import (
     ChatRequest,
@@ -50,9 +49,7 @@ from server.errors import (
 )
 from server.generation import Gone, Outcome, complete
 from server.options import resolve_options, resolve_timeout
-from server.output import toolcalls
 from server.output.stream import OutputStream
-from server.output.thinking import Tags
 from server.planner import Planner
 from server.prompt.gotemplate.prompt import PromptTemplate
 from server.prompting import Prompt, chat_prompt, generate_prompt, inserting
@@ -63,8 +60,6 @@ from server.scheduler import Demand, Lease, Scheduler
 LOG = logging.getLogger("satchel.server")
 
 Chunks = Generator[Chunk, None, None]
-
-_CALL_ALPHABET = string.ascii_lowercase + string.digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +308,9 @@ class Answerer:
         self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome, *, again: bool
     ) -> Chunks:
         prompt = self._prompt(task, lease)
-        output = _output(task, prompt)
+        output = output_stream(
+            task.request, task.model, prompt.text, template=task.template, think=task.think
+        )
         request = task.request
         command = _command(task, prompt, output, isolated=self._isolated)
         mark = lease.coroner.mark(lease.key, command)
@@ -389,25 +386,6 @@ def _check_chat(request: ChatRequest, model: ServedModel) -> None:
         raise BadRequestError(f"{full_name} does not support vision")
 
 
-def _output(task: _Task, prompt: Prompt) -> OutputStream:
-    """Splits the answer. A Go template shows what frames reasoning and calls."""
-    request = task.request
-    raw = isinstance(request, GenerateRequest) and request.raw
-    go = task.template or task.model.template.go
-    tags = Tags()
-    if go is not None and go.thinking_tags is not None:
-        tags = Tags(open=go.thinking_tags[0], close=go.thinking_tags[1])
-    opened = not raw and prompt.text.rstrip().endswith(tags.open)
-    return OutputStream(
-        thinking=not raw and (bool(task.think) or opened),
-        opened=opened,
-        tools=isinstance(request, ChatRequest) and bool(request.tools),
-        new_call_id=_new_call_id,
-        tags=tags,
-        tool_tag=toolcalls.OPEN if go is None else go.tool_tag,
-    )
-
-
 def _command(
     task: _Task, prompt: Prompt, output: OutputStream, *, isolated: bool
 ) -> protocol.Generate:
@@ -451,7 +429,3 @@ def _crashed(error: RunnerCrashedError) -> RunnerCrashedError:
         f"internal error: {error}",
         hint=error.hint,
     )
-
-
-def _new_call_id() -> str:
-    return "call_" + "".join(secrets.choice(_CALL_ALPHABET) for _ in range(8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,24 @@ from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 from hwprobe.errors import GgufError
 from hwprobe.gguf import GgufArray, GgufHeader, read_header
+from server.detection import detect_output
 from server.errors import (
     BadRequestError,
     ForbiddenError,
     LoadFailedError,
     ServerError,
 )
+from server.output.detect import Detected
 from server.prompt.choice import Choice, GoTemplates, choose
 
 LOG = logging.getLogger("satchel.server")
 
 CLOUD_INFERENCE = "remote inference is unavailable"
 CLOUD_DETAILS = "remote model details are unavailable"
+
+
+def _no_format(_: ModelName) -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +59,12 @@ class Traits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """An installed model together with its traits and the template its prompts are made with."""
+    """An installed model with its traits, the template of its prompts, and how it writes."""
 
     installed: InstalledModel
     traits: Traits
     template: Choice
+    output: Detected
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -84,10 +91,23 @@ class ServedModel:
 class Catalogue:
     """Finds models by the names clients type."""
 
-    def __init__(self, store: StoredModels, *, go_templates: GoTemplates = "auto") -> None:
-        """Take the store, and whether TEMPLATE layers are used."""
+    def __init__(
+        self,
+        store: StoredModels,
+        *,
+        go_templates: GoTemplates = "auto",
+        output_format: Callable[[ModelName], str] = _no_format,
+    ) -> None:
+        """Take the store, and what the operator decided.
+
+        Args:
+            store: where the models are.
+            go_templates: whether TEMPLATE layers are used.
+            output_format: how a model writes reasoning and calls; empty lets its template decide.
+        """
         self.store = store
         self._go_templates = go_templates
+        self._output_format = output_format
 
     def find(self, name: ModelName) -> ServedModel | None:
         """The model of this name, whatever its case; ``None`` if there is none.
@@ -96,7 +116,7 @@ class Catalogue:
             LoadFailedError: it is damaged, or not a model.
         """
         try:
-            return served(self.store.resolve(name), self._go_templates)
+            return self._served(self.store.resolve(name))
         except ModelMissingError:
             return None
         except AppError as error:
@@ -115,13 +135,18 @@ class Catalogue:
         models = []
         for model in survey.models:
             try:
-                models.append(served(model, self._go_templates))
+                models.append(self._served(model))
             except LoadFailedError as error:
                 LOG.warning("%s is not listed: %s", model.name.short(), error)
         return tuple(models)
 
+    def _served(self, model: InstalledModel) -> ServedModel:
+        return served(model, self._go_templates, self._output_format(model.name))
 
-def served(model: InstalledModel, go_templates: GoTemplates) -> ServedModel:
+
+def served(
+    model: InstalledModel, go_templates: GoTemplates, output_format: str = ""
+) -> ServedModel:
     """Add what the header says.
 
     Raises:
@@ -138,7 +163,9 @@ def served(model: InstalledModel, go_templates: GoTemplates) -> ServedModel:
         # The engine child takes no projector yet, so the model is served for text only.
         LOG.debug("%s: its projector is not used", model.name.short())
     template = _choice(model.model_path, model.template, go_templates)
-    return ServedModel(installed=model, traits=traits, template=template)
+    parser = _text(model.config, "parser")
+    output = _output(model.model_path, model.template, go_templates, output_format, parser)
+    return ServedModel(installed=model, traits=traits, template=template, output=output)
 
 
 def read_reference(text: str, *, cloud: str = CLOUD_INFERENCE) -> ModelName | None:
@@ -263,6 +290,15 @@ def _choice(model_path: Path, layer: str | None, go_templates: GoTemplates) -> C
     if choice.fault:
         LOG.warning("a template of %s cannot be used: %s", model_path.name, choice.fault)
     return choice
+
+
+@functools.lru_cache(maxsize=256)
+def _output(
+    model_path: Path, layer: str | None, go_templates: GoTemplates, override: str, parser: str
+) -> Detected:
+    """Cached as `_choice`, and for its reason."""
+    choice = _choice(model_path, layer, go_templates)
+    return detect_output(choice, override=override, parser=parser)
 
 
 def _fim(header: GgufHeader) -> tuple[int, int, int] | None:

@@ -207,6 +207,7 @@ def _show(model: ServedModel, *, verbose: bool, system: str) -> Json:
         "capabilities": list(model.capabilities),
         "modified_at": _modified_at(installed),
         "template_source": model.template.source,
+        "output_format": model.output.family.name,
     }
     for absent in ("license", "parameters", "system", "messages"):
         if not answer[absent]:

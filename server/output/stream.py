@@ -1,32 +1,46 @@
-"""From generated text to chunks: thinking first, then tool calls in what is left. Pure."""
+"""From generated text to chunks: a family's parser, ids for the calls, and the calls put together.
+
+Pure, but for the ids it is given.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from server.chat import (
     Piece,
     Reasoning,
     TextChunk,
     ThinkingChunk,
+    Tool,
     ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,
 )
-from server.output import toolcalls
-from server.output.tailcalls import TailCallSplitter
-from server.output.thinking import Part, Tags, ThinkingSplitter
-from server.output.toolcalls import Found, ToolCallSplitter
+from server.output.events import (
+    CallArguments,
+    CallBroken,
+    CallEnd,
+    CallStart,
+    Content,
+    Event,
+    Mark,
+    Thinking,
+)
+from server.output.harmony import HarmonyParser
+from server.output.layout import CallIds, Family, Tags
+from server.output.parser import OutputParser, TagParser
 
-DEFAULT_TAGS = Tags()
+NewCallId = Callable[[CallIds], str]
+
+PLAIN = Family(name="plain")
+"""Text that passes as it comes."""
 
 
 class OutputStream:
     """Splits one answer.
-
-    With neither thinking nor tools the text passes as it comes.
 
     Attributes:
         tags: what stands around reasoning.
@@ -36,33 +50,37 @@ class OutputStream:
     def __init__(
         self,
         *,
-        thinking: bool,
-        opened: bool,
-        tools: bool,
-        new_call_id: Callable[[], str],
-        tags: Tags = DEFAULT_TAGS,
-        tool_tag: str = toolcalls.OPEN,
+        family: Family = PLAIN,
+        tags: Tags | None = None,
+        thinking: bool = False,
+        opened: bool = False,
+        tools: Sequence[Tool] = (),
+        new_call_id: NewCallId = str,
     ) -> None:
         """Start an answer.
 
         Args:
+            family: who writes it.
+            tags: what stands around reasoning; ``None`` for the family's own.
             thinking: look for reasoning.
             opened: the prompt ended inside the reasoning; implies ``thinking``.
-            tools: look for tool calls; only a request that has tools wants them.
-            new_call_id: gives each call its id.
-            tags: what stands around reasoning.
-            tool_tag: what a call begins with.
+            tools: what may be called; only a request that has tools wants calls.
+            new_call_id: makes an id, of the kind it is told, for a call that brings none.
         """
-        self.tags = tags
-        self.thinks = thinking or opened
+        self.tags = tags or family.tags
+        self.thinks = thinking or opened or family.harmony
         self._opened = opened
-        self._thinking = ThinkingSplitter(opened=opened, tags=tags) if self.thinks else None
-        self._calls: ToolCallSplitter | TailCallSplitter | None = None
+        self._ids = family.call_ids
+        self._new_call_id = new_call_id
+        self._parser: OutputParser
+        if family.harmony:
+            self._parser = HarmonyParser(tools=tools)
+        else:
+            wanted = self.tags if self.thinks else None
+            self._parser = TagParser(family, tags=wanted, opened=opened, tools=tools)
         self._begun = 0
-        if tools and tool_tag == toolcalls.OPEN:
-            self._calls = ToolCallSplitter(new_call_id=new_call_id)
-        elif tools:
-            self._calls = TailCallSplitter(tag=tool_tag, new_call_id=new_call_id)
+        self._call = ToolCallStartChunk(index=0, id="", name="")
+        self._arguments: list[str] = []
 
     @property
     def reasoning(self) -> Reasoning:
@@ -71,39 +89,33 @@ class OutputStream:
 
     def feed(self, text: str) -> tuple[Piece, ...]:
         """Take some text and give out what is decided."""
-        parts: list[Part] = [("content", text)] if text else []
-        if self._thinking is not None:
-            parts = self._thinking.feed(text)
-        return tuple(piece for part in parts for piece in self._pieces(part))
+        return self._pieces(self._parser.feed(text))
 
     def finish(self) -> tuple[Piece, ...]:
         """Give out what was held back; the text has ended."""
-        parts = self._thinking.finish() if self._thinking is not None else []
-        pieces = [piece for part in parts for piece in self._pieces(part)]
-        if self._calls is not None:
-            pieces.extend(self._found(self._calls.finish()))
-        return tuple(pieces)
+        return self._pieces(self._parser.finish())
 
-    def _pieces(self, part: Part) -> list[Piece]:
-        kind, text = part
-        if kind == "thinking":
-            return [ThinkingChunk(text=text)]
-        if self._calls is None:
-            return [TextChunk(text=text)]
-        return self._found(self._calls.feed(text))
+    def _pieces(self, events: Sequence[Event]) -> tuple[Piece, ...]:
+        return tuple(piece for event in events for piece in self._told(event))
 
-    def _found(self, found: Iterable[Found]) -> list[Piece]:
-        pieces: list[Piece] = []
-        for each in found:
-            pieces.extend([TextChunk(text=each)] if isinstance(each, str) else self._call(each))
-        return pieces
-
-    def _call(self, call: ToolCall) -> tuple[Piece, ...]:
-        index, self._begun = self._begun, self._begun + 1
-        return (
-            ToolCallStartChunk(index=index, id=call.id, name=call.name),
-            ToolCallDeltaChunk(
-                index=index, arguments=json.dumps(call.arguments, ensure_ascii=False)
-            ),
-            ToolCallChunk(call=call, streamed=True),
-        )
+    def _told(self, event: Event) -> tuple[Piece, ...]:
+        match event:
+            case Content() | CallBroken():
+                return (TextChunk(text=event.text),) if event.text else ()
+            case Thinking():
+                return (ThinkingChunk(text=event.text),)
+            case Mark():
+                return ()
+            case CallStart():
+                call_id = event.id or self._new_call_id(self._ids)
+                self._call = ToolCallStartChunk(index=self._begun, id=call_id, name=event.name)
+                self._begun += 1
+                self._arguments.clear()
+                return (self._call,)
+            case CallArguments():
+                self._arguments.append(event.text)
+                return (ToolCallDeltaChunk(index=self._call.index, arguments=event.text),)
+            case CallEnd():
+                arguments = json.loads("".join(self._arguments))
+                call = ToolCall(id=self._call.id, name=self._call.name, arguments=arguments)
+                return (ToolCallChunk(call=call, streamed=True),)

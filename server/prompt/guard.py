@@ -26,11 +26,14 @@ USER_DEFINED = 4
 
 _LOOKS_LIKE_CONTROL = re.compile(
     r"<\|[^<>|\s]+\|>|<\uff5c[^<>\uff5c]+\uff5c>|</?s>|<(start|end)_of_turn>|<\|?/?(im|eot|eom)_\w+\|?>"
-    r"|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS)\]"
+    r"|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|TOOL_CONTENT|CALL_ID|ARGS)\]"
 )
 """Control tokens that some files list under another type; the engine corrects most of them."""
 
-_MARKER = re.compile(r"think|tool|function|channel", re.IGNORECASE)
+_MARKER = re.compile(
+    r"think|tool|function|channel|call|arg_|\bargs?\b|response|action|escape|DSML|^<\|\"\|>$",
+    re.IGNORECASE,
+)
 """User-defined tokens that frame reasoning and tool calls. Others, such as runs of spaces, are
 ordinary text to the model and must stay whole."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,13 +16,7 @@ import numpy.typing as npt
 from server.errors import EngineRefusedError
 from server.runner.marking import split_prompt
 from server.runner.native import LIB, QUICK
-
-_SHOWN_CONTROL = re.compile(
-    r"think|tool|call|channel|constrain|python_tag|action|args|^<\|(start|message|end)\|>$",
-    re.IGNORECASE,
-)
-"""Control tokens that stay in the text: they frame reasoning and tool calls, and whoever parses
-the text needs to see them. Others (turn markers) are left out, as users expect."""
+from server.runner.shown import is_shown
 
 _PIECE_BYTES = 256
 """First try for a token's text. Why: nearly all are shorter; longer ones get a second call."""
@@ -136,7 +129,7 @@ class Vocabulary:
 
     def _is_shown(self, token: int) -> bool:
         name: bytes | None = LIB.llama_vocab_get_text(self.handle, token)
-        return bool(_SHOWN_CONTROL.search((name or b"").decode(errors="replace")))
+        return is_shown((name or b"").decode(errors="replace"))
 
     def _read(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)

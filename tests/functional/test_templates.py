@@ -187,7 +187,7 @@ def test_call_is_read_in_the_form_of_the_template(tmp_path: Path) -> None:
         body = {"model": "caller", "messages": [USER], "tools": tools, "stream": False}
         _, answer = server.post("/api/chat", **body)
     message = answer["message"]
-    assert message["content"] == "Well. "
+    assert message["content"] == "Well."
     (call,) = message["tool_calls"]
     assert call["function"] == {"index": 0, "name": "f", "arguments": {"a": 1}}
 

@@ -48,7 +48,7 @@ def run(
     gone: Any = bool,
     **request: Any,
 ) -> list[Piece]:
-    output = OutputStream(thinking=thinks, opened=False, tools=False, new_call_id=str)
+    output = OutputStream(thinking=thinks)
     asked = protocol.Generate(**{"id": 0, "prompt": "p", **request})
     pieces = complete(on, asked, output=output, gone=gone, outcome=outcome)
     return [*pieces]
@@ -111,7 +111,7 @@ def test_client_that_leaves_while_rows_come_frees_the_slot(tmp_path: Path) -> No
 
 def test_closing_the_pieces_frees_the_slot(tmp_path: Path) -> None:
     with runner(tmp_path, words=["a "] * 10_000, step_s=0.001) as on:
-        output = OutputStream(thinking=False, opened=False, tools=False, new_call_id=str)
+        output = OutputStream()
         pieces = complete(
             on,
             protocol.Generate(id=0, prompt="p"),

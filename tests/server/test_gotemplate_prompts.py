@@ -140,7 +140,6 @@ def test_demo_template_tells_its_capabilities_and_tags() -> None:
     template = PromptTemplate((DEMO / "ollama.template").read_text(encoding="utf-8"))
     assert template.capabilities == {"tools", "thinking"}
     assert template.thinking_tags == ("<think>", "</think>")
-    assert template.tool_tag == "<tool_call>"
 
 
 # Choice of rendering.

@@ -21,7 +21,7 @@ from server.prompt.gotemplate.messages import (
     turn_values,
     turns_of,
 )
-from server.prompt.gotemplate.tags import thinking_tags, tool_tag
+from server.prompt.gotemplate.tags import thinking_tags
 from server.prompt.gotemplate.template import DEFAULT_LIMITS, Limits, Template, parse
 from server.prompt.gotemplate.values import Value
 
@@ -36,7 +36,6 @@ class PromptTemplate:
         source: what it was parsed from.
         capabilities: of ``tools``, ``insert`` and ``thinking`` those the template shows.
         thinking_tags: the tags around thinking, if it shows them.
-        tool_tag: the text a tool call begins with.
     """
 
     def __init__(self, source: str = DEFAULT_TEMPLATE) -> None:
@@ -51,7 +50,6 @@ class PromptTemplate:
             template = template.with_main(with_response(template.trees[""]))
         self.source = source
         self.thinking_tags = thinking_tags(template.trees)
-        self.tool_tag = tool_tag(template.trees)
         shown = {
             "tools": "Tools" in mentions,
             "insert": "Suffix" in mentions,
