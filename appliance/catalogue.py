@@ -25,12 +25,13 @@ from appliance.model import (
     MAX_TEXT_BYTES,
     Image,
     InstalledModel,
+    Origin,
     Provenance,
     parse_config,
     parse_image,
     parse_messages,
+    parse_origin,
     parse_parameters,
-    parse_provenance,
 )
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.errors import FormatError
@@ -87,7 +88,7 @@ class Catalogue:
     def origins(self) -> tuple[Provenance, ...]:
         """Where the usable models came from, and removed ones whose bundle is not counted yet."""
         found = [model.provenance for model in self.list()]
-        found += [_origin(path) for path in self.paths.all_uncounted()]
+        found += [_origin(path).provenance for path in self.paths.all_uncounted()]
         return tuple(origin for origin in found if origin is not None)
 
     def names(self) -> tuple[ModelName, ...]:
@@ -169,6 +170,7 @@ class Catalogue:
         model = image.of("model")[-1]
         with store_io(f"read the manifest of {name.short()}"):
             modified_at_s = self.paths.reference(name).stat().st_mtime
+        origin = self.origin(digest)
         template = self._texts(image, "template") or self._texts(image, "prompt")
         system = self._texts(image, "system")
         messages = self._texts(image, "messages")
@@ -187,7 +189,8 @@ class Catalogue:
             adapters=self._files(image, "adapter"),
             projectors=self._files(image, "projector"),
             config=parse_config(self._text(image.config)) if image.config else {},
-            provenance=self._provenance(digest),
+            provenance=origin.provenance,
+            creation=origin.creation,
         )
 
     def _check(self, part: Descriptor) -> None:
@@ -218,16 +221,19 @@ class Catalogue:
     def _files(self, image: Image, kind: str) -> tuple[Path, ...]:
         return tuple(self.paths.blob(part.digest) for part in image.of(kind))
 
-    def _provenance(self, digest: Digest) -> Provenance | None:
-        """A damaged record of origin is no reason not to serve the model: it counts as none."""
+    def origin(self, digest: Digest) -> Origin:
+        """Where the model with this manifest came from.
+
+        A damaged record of origin is no reason not to serve the model: it counts as none.
+        """
         return _origin(self.paths.provenance(digest))
 
 
-def _origin(path: Path) -> Provenance | None:
+def _origin(path: Path) -> Origin:
     try:
-        return parse_provenance(_read(path, MAX_MANIFEST_BYTES))
+        return parse_origin(_read(path, MAX_MANIFEST_BYTES))
     except (OSError, AppError):
-        return None
+        return Origin()
 
 
 def _walk(directory: Path, levels: int) -> Iterator[tuple[str, ...]]:

@@ -9,6 +9,7 @@ AppError                        1
 │   ├── StoreCorruptError      15  a stored file is not what its name says
 │   └── StoreAccessError       15  the store cannot be read or written
 ├── PolicyError                11
+│   ├── SwitchedOffError       11  this site does not allow it
 │   ├── NobodyTrustedError     11  no key is trusted here yet
 │   ├── KeyRefusedError        11  a key may not be trusted here
 │   ├── WrongSiteError         11  the bundle is meant for other sites
@@ -95,6 +96,10 @@ class PolicyError(AppError):
     """The trust policy says no."""
 
     exit_code = 11
+
+
+class SwitchedOffError(PolicyError):
+    """This site does not allow it."""
 
 
 class NobodyTrustedError(PolicyError):

@@ -25,7 +25,7 @@ from appliance.choice import Choice, Install, Wanted, choose, profile_of, wish_f
 from appliance.copying import Source
 from appliance.errors import AppError, RequestError, store_io
 from appliance.journal import Journal
-from appliance.model import Provenance
+from appliance.model import Origin, Provenance
 from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
 from appliance.room import check_room
 from appliance.site import Observer, Request, Site
@@ -320,8 +320,8 @@ def _install(plan: _Plan, admitted: Admitted, site: Site, writer: StoreWriter) -
     if changed:
         with writer.promising(planned.manifest for planned in plan.names):
             for planned in plan.names:
-                origin = _provenance(planned, admitted, site)
-                writer.point(planned.name, planned.manifest, provenance=origin)
+                origin = Origin(provenance=_provenance(planned, admitted, site))
+                writer.point(planned.name, planned.manifest, origin=origin)
     # 9. The journal, the receipt, the channel's counter.
     info = admitted.manifest.bundle
     after = admitted.policy.accept(info.channel, info.seq, admitted.verified.digest)
@@ -350,7 +350,7 @@ def _names_change(plan: _Plan, store: Store) -> bool:
             model = store.resolve(planned.name)
         except AppError:
             return True
-        if model.digest != Digest.of(planned.manifest) or model.provenance is None:
+        if model.digest != Digest.of(planned.manifest) or not model.signed:
             return True
     return False
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from appliance.errors import StoreCorruptError
 from bundler.format.digest import Descriptor, Digest
@@ -45,6 +45,45 @@ class Provenance:
     signed_by: tuple[str, ...]
     variant: str
     imported_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """That a model was made here, and of what.
+
+    Attributes:
+        base: name of the model it was made from, or empty.
+        weights: ``signed`` if it was made only of weights that came in signed bundles.
+        created_at: wall time, RFC 3339.
+    """
+
+    base: str
+    weights: Literal["signed", "unsigned"]
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The record of origin of one manifest.
+
+    Attributes:
+        provenance: the signed bundle that it, or the model it was made from, came in.
+        creation: that it was made here.
+    """
+
+    provenance: Provenance | None = None
+    creation: Creation | None = None
+
+    def encode(self) -> bytes:
+        """As a file; ``parse_origin(o.encode()) == o``.
+
+        An imported model's record is its provenance, as earlier releases wrote it.
+        """
+        if self.creation is None and self.provenance is not None:
+            value = asdict(self.provenance)
+        else:
+            value = asdict(self)
+        return json.dumps(value, indent=1).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +126,8 @@ class InstalledModel:
         messages: pairs of role and text that open every conversation.
         adapters: LoRA files, and ``projectors`` multimodal ones.
         config: Ollama's config blob: ``model_family``, ``model_type``, ``file_type`` and so on.
-        provenance: where it came from, if an import put it there.
+        provenance: the signed bundle that it, or the model it was made from, came in.
+        creation: that it was made here, and of what.
     """
 
     name: ModelName
@@ -105,6 +145,13 @@ class InstalledModel:
     projectors: tuple[Path, ...]
     config: Mapping[str, Any]
     provenance: Provenance | None
+    creation: Creation | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether its weights came in signed bundles, or were made of such alone."""
+        made_of = "signed" if self.creation is None else self.creation.weights
+        return self.provenance is not None and made_of == "signed"
 
     @property
     def profile(self) -> ModelProfile:
@@ -205,7 +252,7 @@ def _json(text: bytes, kind: str) -> Any:
         raise StoreCorruptError(f"{kind} layer: not valid JSON") from error
 
 
-def parse_provenance(data: bytes) -> Provenance:
+def parse_origin(data: bytes) -> Origin:
     """Read a record of origin.
 
     Raises:
@@ -213,6 +260,16 @@ def parse_provenance(data: bytes) -> Provenance:
     """
     try:
         value = json.loads(data)
-        return Provenance(**{**value, "signed_by": tuple(value["signed_by"])})
+        if "creation" not in value:
+            return Origin(provenance=_provenance(value))
+        creation, provenance = value["creation"], value["provenance"]
+        return Origin(
+            provenance=None if provenance is None else _provenance(provenance),
+            creation=None if creation is None else Creation(**creation),
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreCorruptError("not a record of provenance") from error
+
+
+def _provenance(value: Mapping[str, Any]) -> Provenance:
+    return Provenance(**{**value, "signed_by": tuple(value["signed_by"])})

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from appliance.catalogue import Catalogue, StoreFault, Survey
 from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
 from appliance.journal import Journal
-from appliance.model import Provenance, parse_image, parse_provenance
+from appliance.model import Origin, parse_image, parse_origin
 from appliance.trust import load_policy
 from appliance.uploads import Upload, UploadLimits, receiving, tidy
+from appliance.workplace import tidy_workplaces
 from bundler.format import fsio
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.name import ModelName
@@ -34,6 +34,7 @@ __all__ = ["Store", "StoreFault", "StoreWriter", "Survey"]
 _BLOB_MODE = 0o444
 _FILE_MODE = 0o644
 _DIRECTORY_MODE = 0o755
+_LOCK_POLL_S = 0.05
 _TEMPORARY = ".*.part"
 """How `fsio.atomic_write` calls a file that is not in place yet."""
 
@@ -42,20 +43,23 @@ class Store(Catalogue):
     """The models below one root, for reading and, under the lock, for writing."""
 
     @contextmanager
-    def writing(self) -> Iterator[StoreWriter]:
+    def writing(self, *, wait_s: float = 0.0) -> Iterator[StoreWriter]:
         """Take the lock, or say who holds it; a store that does not exist yet is made.
+
+        Args:
+            wait_s: how long another writer is waited for.
 
         Raises:
             StoreBusyError: another process, or another thread of this one, is writing.
             StoreAccessError: the store cannot be written.
             NoSpaceError: there is no room even for its directories.
         """
-        self._make_directories()
+        self.make_directories()
         with store_io(f"open the store {self.paths.root} for writing"):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self.paths.lock, flags, _FILE_MODE)
         try:
-            _lock(descriptor)
+            _lock(descriptor, wait_s)
             try:
                 writer = StoreWriter(self)
                 writer.finish()
@@ -65,7 +69,13 @@ class Store(Catalogue):
         finally:
             os.close(descriptor)
 
-    def _make_directories(self) -> None:
+    def make_directories(self) -> None:
+        """Make what an empty store has.
+
+        Raises:
+            StoreAccessError: the store cannot be written.
+            NoSpaceError: there is no room even for its directories.
+        """
         with store_io(f"open the store {self.paths.root} for writing"):
             for directory in self.paths.directories():
                 _make_directory(directory)
@@ -79,7 +89,7 @@ class Store(Catalogue):
             StoreAccessError: the store cannot be written.
             NoSpaceError: there is no room even for its directories.
         """
-        self._make_directories()
+        self.make_directories()
         return receiving(self.paths, digest, limits)
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
@@ -122,6 +132,7 @@ class StoreWriter:
                 for temporary in directory.glob(_TEMPORARY):
                     temporary.unlink(missing_ok=True)
         tidy(self._paths)
+        tidy_workplaces(self._paths)
         with store_io("read a manifest that was set aside"), contextlib.suppress(FileNotFoundError):
             self._retire(self._former.read_bytes())
 
@@ -160,15 +171,13 @@ class StoreWriter:
             fsio.fsync_dir(self._paths.blobs)
             fsio.fsync_dir(self._paths.staging)
 
-    def point(
-        self, name: ModelName, manifest: bytes, *, provenance: Provenance | None = None
-    ) -> int:
+    def point(self, name: ModelName, manifest: bytes, *, origin: Origin | None = None) -> int:
         """Let a name stand for this manifest from now on; everything it refers to is there.
 
         Args:
             name: taken in the store's spelling if it is there in another case.
             manifest: the manifest file; `appliance.model.encode_image` makes it.
-            provenance: where it came from; on disk before the name changes.
+            origin: where it came from; on disk before the name changes.
 
         Returns:
             Bytes freed, because only the name's former model used them.
@@ -181,10 +190,9 @@ class StoreWriter:
         reference = self._paths.reference(spelled)
         former = self._peek(spelled)
         with store_io(f"write the manifest of {spelled.short()}"):
-            if provenance is not None:
-                record = json.dumps(asdict(provenance), indent=1).encode() + b"\n"
+            if origin is not None:
                 at = self._paths.provenance(Digest.of(manifest))
-                fsio.atomic_write(at, record, mode=_FILE_MODE)
+                fsio.atomic_write(at, origin.encode(), mode=_FILE_MODE)
             if former == manifest:
                 return 0
             for parent in reversed(reference.relative_to(self._paths.manifests).parents):
@@ -306,7 +314,9 @@ class StoreWriter:
     def _is_counted(self, record: Path) -> bool:
         """Whether the policy knows of the bundle; what says nothing needs no counting."""
         try:
-            origin = parse_provenance(record.read_bytes())
+            origin = parse_origin(record.read_bytes()).provenance
+            if origin is None:
+                return True
             return origin.seq in load_policy(self._paths.trust).accepted.get(origin.channel, {})
         except AppError:
             return False
@@ -335,15 +345,20 @@ class StoreWriter:
         return freed
 
 
-def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip()
-        raise StoreBusyError(
-            f"the store is being written by process {holder or 'unknown'}",
-            hint="wait until it has finished",
-        ) from error
+def _lock(descriptor: int, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline_s:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip()
+                raise StoreBusyError(
+                    f"the store is being written by process {holder or 'unknown'}",
+                    hint="wait until it has finished",
+                ) from error
+            time.sleep(_LOCK_POLL_S)
     _sign(descriptor, str(os.getpid()))
 
 

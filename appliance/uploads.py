@@ -29,7 +29,7 @@ from bundler.format import fsio
 from bundler.format.digest import Digest
 
 _BLOB_MODE = 0o444
-_MEASURE_BYTES = 64 << 20
+_MEASURE_BYTES = 8 << 20
 """Where the size is not known, the room left is looked at once in so many bytes."""
 _SUFFIX = ".part"
 
@@ -77,7 +77,7 @@ class Upload:
         """Append bytes; raises as `reserve`."""
         self._check_size(self._size_bytes + len(data))
         if self._size_bytes + len(data) > self._measured_bytes:
-            check_room(self._paths, _MEASURE_BYTES, self._limits.reserve_bytes)
+            check_room(self._paths, len(data), self._limits.reserve_bytes)
             self._measured_bytes = self._size_bytes + len(data) + _MEASURE_BYTES
         self._hasher.update(data)
         with store_io("write an upload"):

@@ -40,6 +40,7 @@ from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
 from server.coroner import Coroner
 from server.errors import ServerError
+from server.jobs import Jobs
 from server.listener import (
     Listener,
     ListenerLimits,
@@ -170,6 +171,9 @@ def _run(
             version=config.server.reported_version,
             max_body_bytes=config.limits.max_body_bytes,
             creation=_create_policy(config),
+            jobs=Jobs.of(
+                arguments.config, {**_flags(arguments), "store.path": str(config.store.path)}
+            ),
         ),
         sockets=sockets,
         limits=ListenerLimits(
@@ -203,6 +207,12 @@ def _create_policy(config: Config) -> CreatePolicy:
             max_bytes=config.limits.max_blob_bytes, reserve_bytes=config.store.reserve_bytes
         ),
     )
+
+
+def _jobs(config: Config, arguments: argparse.Namespace) -> Jobs:
+    """Jobs read the same file and environment; the command line's settings they are told."""
+    flags = {**_flags(arguments), "store.path": str(config.store.path)}
+    return Jobs.of(arguments.config, flags)
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from server.api import (
     blobs,
     cloud,
     completions,
+    create,
     health,
     models,
     ollama,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from appliance.store import Store
     from server.answer import Answerer
     from server.catalogue import Catalogue
+    from server.jobs import Jobs
     from server.scheduler import LoadedModel
 
 LOG = logging.getLogger("satchel.server")
@@ -51,6 +53,7 @@ def create_app(
     version: str,
     max_body_bytes: int,
     creation: CreatePolicy,
+    jobs: Jobs,
     now_ns: Callable[[], int] = time.time_ns,
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """Put the application together.
@@ -67,6 +70,7 @@ def create_app(
         version: what ``/api/version`` says.
         max_body_bytes: largest request body, but for blobs.
         creation: what clients may add to the store.
+        jobs: does long work on it.
         now_ns: wall time in nanoseconds since the epoch.
     """
     app = _bare_app(guard, _Errors(hidden=str(store.paths.root)))
@@ -92,6 +96,7 @@ def create_app(
         "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),
         "/api/copy": models.Copy(store=store, max_body_bytes=max_body_bytes),
         "/api/delete": models.Delete(store=store, max_body_bytes=max_body_bytes),
+        "/api/create": create.Create(jobs=jobs, policy=creation, max_body_bytes=max_body_bytes),
         "/api/blobs/{digest:path}": blobs.Blob(store=store, policy=creation),
         "/v1/completions": completions.Completions(**shared),
         "/v1/chat/completions": openai.ChatCompletions(**shared),

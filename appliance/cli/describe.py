@@ -57,6 +57,11 @@ def blocks(model: InstalledModel, *, verbose: bool) -> str:
                 ),
             )
         )
+    if model.creation is not None:
+        made = model.creation
+        rows = [("made from", made.base)] if made.base else []
+        rows += [("weights", made.weights), ("created", made.created_at)]
+        parts.append(_block("Made here", rows))
     return human.printable("\n".join(parts))
 
 

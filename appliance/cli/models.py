@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
@@ -80,6 +80,7 @@ def _model_json(model: InstalledModel) -> dict[str, Any]:
         "modified_at": timestamp(model.modified_at_s),
         "weights": str(model.model_digest),
         "details": dict(model.config),
+        "made_here": None if model.creation is None else asdict(model.creation),
         "bundle": None
         if origin is None
         else {

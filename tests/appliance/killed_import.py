@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +34,7 @@ WATCHED = {
     os.posix_fallocate,
     os.fchmod,
     os.rename,
+    os.link,
     os.replace,
     os.unlink,
     os.mkdir,
@@ -41,10 +43,8 @@ WATCHED = {
 SYNC_BYTES = 1 << 20
 
 
-def main() -> None:
-    """Import, and die on the way."""
-    limit, bundle, root = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-    copying.SYNC_BYTES = SYNC_BYTES
+def counting(limit: int, work: Callable[[], object]) -> int:
+    """Do some work, and die at the N-th call; returns how many there were."""
     calls = 0
     lock = threading.Lock()
 
@@ -56,13 +56,20 @@ def main() -> None:
                 if calls == limit:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-    store = Store(Paths(root))
-    site = Site(store=store, config=load_config(root), machine=ROOMY, now=NOW, version="0.1.0")
     threading.setprofile(count)
     sys.setprofile(count)
-    import_bundle(Request(medium=bundle), site, Silent())
+    work()
     sys.setprofile(None)
-    print(calls)  # noqa: T201 - the caller reads it
+    return calls
+
+
+def main() -> None:
+    """Import, and die on the way."""
+    limit, bundle, root = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    copying.SYNC_BYTES = SYNC_BYTES
+    store = Store(Paths(root))
+    site = Site(store=store, config=load_config(root), machine=ROOMY, now=NOW, version="0.1.0")
+    print(counting(limit, lambda: import_bundle(Request(medium=bundle), site, Silent())))  # noqa: T201 - the caller reads it
 
 
 if __name__ == "__main__":

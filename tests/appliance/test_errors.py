@@ -14,6 +14,8 @@ import appliance.errors
 import bundler.errors
 from appliance.client import Client
 from appliance.config import Config
+from appliance.creating import create
+from appliance.creation import CreateRequest
 from appliance.errors import AppError
 from appliance.settings import HostText
 from appliance.trust import TrustPolicy, save_policy
@@ -23,6 +25,7 @@ from bundler.format.errors import BundleError
 from bundler.format.name import ModelName
 from hwprobe.errors import ProbeError
 from tests.appliance.answering import answering
+from tests.appliance.killed_create import workshop
 from tests.appliance.sites import CRAMPED, Desk
 from tests.fakes.forge import TRUSTED, forge, tiny_model
 
@@ -112,6 +115,11 @@ REACHED: dict[str, Callable[[Desk], object]] = {
     "StoreAccessError": _no_access,
     "BlobMismatchError": lambda desk: _send(desk, b"other", UNLIMITED),
     "BlobTooLargeError": lambda desk: _send(desk, b"12", replace(UNLIMITED, max_bytes=1)),
+    "SwitchedOffError": lambda desk: create(
+        CreateRequest(name="x", base="y"),
+        replace(workshop(desk.store.paths.root), allowed="off"),
+        lambda _: None,
+    ),
     "NobodyTrustedError": _nobody,
     "KeyRefusedError": _revoked,
     "WrongSiteError": lambda desk: desk.carry(forge().with_bundle(audience=("elsewhere",))),

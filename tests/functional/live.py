@@ -32,6 +32,7 @@ from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
 from server.coroner import Coroner
+from server.jobs import Jobs
 from server.listener import Listener, ListenerLimits, bind, bind_unix, threads_needed
 from server.planner import Machines, Planner
 from server.quarantine import BreakerPolicy
@@ -161,6 +162,14 @@ class LiveServer:
             max_body_bytes=max_body_bytes,
             creation=CreatePolicy(
                 allowed=create, upload=upload or UploadLimits(max_bytes=0, reserve_bytes=0)
+            ),
+            jobs=Jobs.of(
+                None,
+                {
+                    "store.path": str(self.store.paths.root),
+                    "store.reserve": upload.reserve_bytes if upload else 0,
+                    "trust.create": create,
+                },
             ),
         )
         self.admin_path = tmp_path / "admin.sock"

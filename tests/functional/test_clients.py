@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import ollama
 import openai
 import pytest
+import requests
 
+from tests.fakes.gguf_writer import write_tiny_llama
 from tests.functional.live import TOOLS_TEMPLATE, LiveServer, put_model
 
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Lima"}}</tool_call>'
@@ -139,3 +142,46 @@ def test_openai_client_sees_a_crash_in_the_stream(
 def test_openai_client_sees_its_mistake(compatible: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="too short - 'messages'"):
         compatible.chat.completions.create(model="tiny", messages=[])
+
+
+def test_ollama_client_makes_copies_shows_and_deletes(
+    native: ollama.Client, tmp_path: Path
+) -> None:
+    weights = write_tiny_llama(tmp_path / "weights.gguf", **{"general.name": "sent"})
+    digest = native.create_blob(weights)
+    assert digest == native.create_blob(weights)
+    made = native.create(
+        model="made",
+        files={"weights.gguf": digest},
+        system="Be brief.",
+        template="{{ .Prompt }}",
+        license=["MIT"],
+        parameters={"temperature": 0.5, "stop": ["END"]},
+        messages=[{"role": "user", "content": "hi"}],
+    )
+    assert made.status == "success"
+    steps = [step.status for step in native.create(model="child", from_="made", stream=True)]
+    assert steps[-1] == "success"
+    shown = native.show("made")
+    assert shown.license == "MIT"
+    assert shown.parameters is not None
+    assert "temperature" in shown.parameters
+    native.copy("child", "twin")
+    native.delete("child")
+    names = {model.model for model in native.list().models}
+    assert {"made:latest", "twin:latest"} <= names
+    with pytest.raises(ollama.ResponseError, match="neither 'from' or 'files' was specified"):
+        native.create(model="nothing")
+
+
+def test_everyday_requests_make_models_the_old_way(server: LiveServer) -> None:
+    """``curl /api/create -d '{"name", "modelfile"}'``, as guides have had it for years."""
+    address = f"http://127.0.0.1:{server.port}"
+    text = 'FROM tiny\nSYSTEM """You are a pirate."""\nPARAMETER temperature 1\n'
+    with requests.post(
+        f"{address}/api/create", json={"name": "pirate", "modelfile": text}, stream=True, timeout=60
+    ) as answer:
+        lines = [json.loads(line) for line in answer.iter_lines()]
+    assert lines[-1] == {"status": "success"}
+    shown = requests.post(f"{address}/api/show", json={"name": "pirate"}, timeout=60).json()
+    assert shown["system"] == "You are a pirate."

@@ -1,0 +1,118 @@
+"""The large files a model is made of: what each is, told by its header and not by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.creation import media_type
+from appliance.errors import RequestError, UnusableModelError, store_io
+from bundler.format.digest import Descriptor, Digest
+from hwprobe.errors import GgufError
+from hwprobe.gguf import GgufHeader, ModelProfile, model_profile, read_header
+
+LARGE = ("model", "projector", "adapter")
+"""Kinds of layer that are GGUF files, in the order a manifest has them."""
+
+_MAGIC = b"GGUF"
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LargeFile:
+    """One large file of a model.
+
+    Attributes:
+        kind: ``model``, ``projector`` or ``adapter``.
+        digest: of its bytes.
+        size_bytes: its size.
+        new: no installed model brought it.
+    """
+
+    kind: str
+    digest: Digest
+    size_bytes: int
+    new: bool = False
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Its line in a manifest."""
+        return Descriptor(
+            media_type=media_type(self.kind), digest=self.digest, size_bytes=self.size_bytes
+        )
+
+
+def read_kind(path: Path, called: str) -> str:
+    """What a file is: keys that llama.cpp's converters write say it.
+
+    Args:
+        path: the file.
+        called: what its sender called it.
+
+    Raises:
+        RequestError: it is no GGUF file.
+        UnusableModelError: it is a malformed one, or an adapter of another kind than LoRA.
+    """
+    header = read_gguf(path, called)
+    kind = header.metadata.get("general.type")
+    if kind == "adapter" or "adapter.type" in header.metadata:
+        if header.metadata.get("adapter.type") != "lora":
+            raise UnusableModelError(f"{called}: expected an adapter of type lora, found another")
+        return "adapter"
+    if kind == "mmproj" or header.metadata.get("general.architecture") == "clip":
+        return "projector"
+    return "model"
+
+
+def read_gguf(path: Path, called: str) -> GgufHeader:
+    """The header of a GGUF file; raises as `read_kind`."""
+    with store_io(f"read {called}"):
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+        if magic != _MAGIC:
+            hint = "convert it on a connected machine, with satchel-bundle or llama.cpp's converter"
+            raise RequestError(
+                "supplied file was not in GGUF format",
+                hint=hint if called.endswith(_OTHER_WEIGHTS) else "",
+            )
+        try:
+            return read_header(path)
+        except GgufError as error:
+            raise UnusableModelError(f"{called}: {error}") from error
+
+
+def read_weights(path: Path, called: str) -> tuple[GgufHeader, ModelProfile]:
+    """Header and profile of a model's weights; raises as `read_kind`."""
+    header = read_gguf(path, called)
+    try:
+        return header, model_profile(header)
+    except GgufError as error:
+        raise UnusableModelError(f"{called}: {error}") from error
+
+
+def check_adapter(path: Path, profile: ModelProfile) -> None:
+    """Refuse an adapter for another architecture.
+
+    Raises:
+        UnusableModelError: it is.
+    """
+    architecture = read_gguf(path, "adapter").metadata.get("general.architecture")
+    if architecture != profile.architecture:
+        raise UnusableModelError(
+            f"adapter: expected one for {profile.architecture}, found one for {architecture}"
+        )
+
+
+def put_together(base: tuple[LargeFile, ...], sent: tuple[LargeFile, ...]) -> tuple[LargeFile, ...]:
+    """The base's files with those that were sent in their place or beside them, in order.
+
+    Raises:
+        RequestError: that does not make one model.
+    """
+    models = [file for file in (*base, *sent) if file.kind == "model"]
+    if len(models) != 1:
+        found = "none" if not models else str(len(models))
+        raise RequestError(f"expected one model among the files, found {found}")
+    replaced = {file.kind for file in sent}
+    kept = [file for file in base if file.kind not in replaced]
+    return tuple(sorted((*kept, *sent), key=lambda file: LARGE.index(file.kind)))
