@@ -1,7 +1,7 @@
 """Weights that are made or judged here: quantized, and shown to the engine, each in a child.
 
 The one module that may import packing's tools: what the connected side does to a model before it
-is signed, the appliance does to one that is made here (docs/adr/0009).
+is signed, the appliance does to one that is made here (docs/adr/0011).
 """
 
 from __future__ import annotations
