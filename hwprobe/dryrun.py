@@ -127,8 +127,9 @@ def _context_params(settings: EngineSettings) -> Any:
     params.kv_unified = True
     params.n_batch = settings.num_batch
     params.n_ubatch = settings.num_ubatch
-    # One row of logits per sequence; the default reserves one per token of the batch.
-    params.n_outputs_max = settings.sequences
+    # One row of logits per sequence; where texts are pooled, every token is an output.
+    params.n_outputs_max = settings.num_batch if settings.pooled else settings.sequences
+    params.embeddings = settings.pooled
     params.n_threads = settings.threads
     params.n_threads_batch = settings.threads
     params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
@@ -220,9 +221,13 @@ def _self_test(path: str, settings: EngineSettings) -> dict[str, Any]:
         if vocabulary < 1:
             raise EngineRefusedError("the model has no vocabulary")
         batch = min(SELF_TEST_BATCH_TOKENS, settings.num_batch, settings.kv_cells // 2)
+        batch = max(1, min(batch, api.llama_model_n_ctx_train(model) // 2))
         for count in (batch, *[1] * SELF_TEST_SINGLE_TOKENS):
             _decode(context, [(7919 * position) % vocabulary for position in range(1, count + 1)])
-            _check_logits(context, vocabulary)
+            if settings.pooled:
+                _check_vector(context, model)
+            else:
+                _check_logits(context, vocabulary)
         return {"ok": True, "buffers": _breakdown(context)}
 
 
@@ -233,9 +238,21 @@ def _decode(context: Any, tokens: list[int]) -> None:
         raise EngineRefusedError(_last_words(f"decoding {len(tokens)} tokens gave {status}"))
 
 
+def _check_vector(context: Any, model: Any) -> None:
+    pooling = api.llama_pooling_type(context)
+    if pooling == api.LLAMA_POOLING_TYPE_NONE:
+        vector = api.llama_get_embeddings_ith(context, -1)
+    else:
+        vector = api.llama_get_embeddings_seq(context, 0)
+    if not vector:
+        raise EngineRefusedError("the model gave no vector")
+    ranks = pooling == api.LLAMA_POOLING_TYPE_RANK
+    size = api.llama_model_n_cls_out(model) if ranks else api.llama_model_n_embd_out(model)
+    if not all(math.isfinite(value) for value in vector[:size]):
+        raise EngineRefusedError("the model gave a vector that is no usable number")
+
+
 def _check_logits(context: Any, vocabulary: int) -> None:
-    if not api.llama_get_memory(context):
-        return  # an encoder has no logits
     logits = api.llama_get_logits_ith(context, -1)
     if not logits:
         raise EngineRefusedError("decoding gave no logits")

@@ -178,8 +178,8 @@ def self_test(
 def safe_settings(settings: EngineSettings) -> EngineSettings:
     """The settings least likely to hit a broken code path, for the same context and slots.
 
-    No repacked layouts, no GPU, one thread, small batches, the file mapped; fused attention only
-    where a quantized cache needs it.
+    No repacked layouts, no GPU, one thread, small batches unless texts are pooled, the file
+    mapped; fused attention only where a quantized cache needs it.
     """
     return replace(
         settings,
@@ -188,7 +188,9 @@ def safe_settings(settings: EngineSettings) -> EngineSettings:
         threads=1,
         num_gpu=0,
         tensor_split=(),
-        num_ubatch=min(settings.num_ubatch, SAFE_UBATCH_TOKENS),
+        num_ubatch=settings.num_ubatch
+        if settings.pooled
+        else min(settings.num_ubatch, SAFE_UBATCH_TOKENS),
         flash_attention=settings.kv_type != "f16",
     )
 
@@ -279,6 +281,8 @@ class EngineRecords:
 
     def _configuration(self, profile: ModelProfile, settings: EngineSettings) -> dict[str, Any]:
         kept = {**asdict(settings), "num_ctx": 0, "slots": 0}
+        if settings.pooled:  # the batch follows the context
+            kept |= {"num_batch": 0, "num_ubatch": 0}
         return {
             "build": self._identity[0],
             "machine": self._identity[1],

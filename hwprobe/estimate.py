@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hwprobe.ggml_types import GGML_TYPES_BY_NAME
 from hwprobe.machine import Cpu
-from hwprobe.profile import ModelProfile
+from hwprobe.profile import NO_CACHE_ARCHITECTURES, ModelProfile
 from hwprobe.settings import CONTEXT_PADDING_TOKENS, EngineSettings
 
 HOST: Final = "host"
@@ -33,7 +33,7 @@ ENGINE_TERMS: Final = (WEIGHTS, TIED_COPY, KV_CACHE, STATE, COMPUTE)
 """The terms that the engine accounts for itself; the others come on top of its figures."""
 
 CHECKED_ARCHITECTURES: Final = frozenset(
-    {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3"}
+    {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "bert", "nomic-bert"}
 )
 """Architectures whose estimate a test compares with the engine. Mistral's files say ``llama``."""
 UNCHECKED_SHARE: Final = 0.25
@@ -54,11 +54,6 @@ _REPACKED_ON_AVX512 = _REPACKED_ON_AVX2 | {"Q2_K"}
 _REPACKED_ON_ARM = ALL_REPACKED_TYPES - {"Q2_K"}
 REPACK_ROWS: Final = 8
 """Source: the same function asks for rows in multiples of 4 or 8."""
-NO_CACHE_ARCHITECTURES: Final = frozenset(
-    {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert"}
-    | {"eurobert", "modern-bert", "gemma-embedding"}
-)
-"""Source: llama_model::create_memory in llama-model.cpp returns none for these."""
 TOKEN_BYTES: Final = 150
 """Host memory per token of the vocabulary, measured: 4.6 MiB for 30 000 tokens without merges."""
 MERGE_BYTES: Final = 140
@@ -178,12 +173,13 @@ def estimate(
 
 def host_terms(profile: ModelProfile, settings: EngineSettings) -> tuple[MemoryTerm, ...]:
     """What the engine's own accounting leaves out; all of it is host memory."""
-    rows = settings.sequences if profile.causal else settings.num_batch
+    rows = settings.num_batch if settings.pooled else settings.sequences
+    width = profile.vocabulary_size + (profile.embedding_length if settings.pooled else 0)
     widest = max(profile.feed_forward_length, profile.embedding_length, _query(profile))
     quantized_rows = GGML_TYPES_BY_NAME["Q8_0"].row_bytes(widest + 31)
     vocabulary = TOKEN_BYTES * profile.vocabulary_size + MERGE_BYTES * profile.merge_count
     amounts = {
-        OUTPUT: 4 * profile.vocabulary_size * rows,
+        OUTPUT: 4 * width * rows,
         TOKENIZER: vocabulary,
         WORK: GRAPH_BYTES + quantized_rows * settings.num_ubatch,
         PROGRAM: PROGRAM_BYTES,
@@ -258,6 +254,8 @@ def compute_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
 
     The stages are written as rows of activations per token; see ``docs/sources.md``.
     """
+    if profile.architecture in NO_CACHE_ARCHITECTURES:
+        return _encoder_bytes(profile, settings)
     tokens = _ubatch(settings)
     embedding, query = profile.embedding_length, _query(profile)
     key = profile.head_count_kv * max(profile.key_length, profile.value_length)
@@ -277,9 +275,26 @@ def compute_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
     elif profile.sliding_blocks and settings.kv_type != "f16":
         feed_forward += query + 512
     per_token = masks + INPUT_BYTES_PER_TOKEN + 4 * max(feed_forward, experts, attention)
-    rows = min(tokens, settings.sequences if profile.causal else tokens)
+    rows = tokens if settings.pooled else min(tokens, settings.sequences)
     last = 4 * (rows * (profile.vocabulary_size + 2 * embedding) + 2 * tokens * embedding)
     return max(tokens * per_token, last) + COMPUTE_SLACK_BYTES
+
+
+def _encoder_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
+    """The compute buffer of an encoder: every token attends to all of the micro-batch.
+
+    Only ``bert`` is known to have no gate in its feed-forward layer.
+    """
+    tokens = _ubatch(settings)
+    embedding, inner = profile.embedding_length, profile.feed_forward_length
+    gated = profile.architecture != "bert"
+    widest = (3 if gated else 1) * inner + 3 * embedding
+    if not settings.flash_attention:
+        attention = profile.head_count * tokens + (8 if gated else 6) * embedding
+        widest = max(widest, attention)
+    mask = (2 if settings.flash_attention else 4) * tokens
+    per_token = mask + INPUT_BYTES_PER_TOKEN + 4 * (settings.sequences + widest)
+    return tokens * per_token + COMPUTE_SLACK_BYTES
 
 
 def _block_cache_bytes(profile: ModelProfile, settings: EngineSettings, block: int) -> int:

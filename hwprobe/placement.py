@@ -130,7 +130,7 @@ def _reasons(
     floors: Floors,
 ) -> Iterator[str]:
     yield _context_reason(search.wish, profile, settings, floors)
-    if settings.slots < DEFAULT_SLOTS and search.wish.slots is None and profile.causal:
+    if settings.slots < DEFAULT_SLOTS and search.wish.slots is None and not profile.pools:
         yield f"slots: {settings.slots}; memory for more is missing"
     if settings.kv_type != "f16" and search.wish.kv_type is None:
         cache = need.term_bytes(KV_CACHE) + need.term_bytes(STATE)

@@ -36,6 +36,11 @@ IDENTITY_FIELDS: Final = (
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
 _INPUT_TENSORS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
 _POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type, llama.h
+NO_CACHE_ARCHITECTURES: Final = frozenset(
+    {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert"}
+    | {"eurobert", "modern-bert", "gemma-embedding"}
+)
+"""Encoders. Source: llama_model::create_memory in llama-model.cpp returns none for these."""
 _DEFAULT_SWA = {"gemma2": (4096, 2), "gemma3": (0, 6), "gpt-oss": (0, 2), "cohere2": (0, 4)}
 """Window when the file names none, and every how many blocks one attends to everything.
 
@@ -78,7 +83,7 @@ class ModelProfile:
         recurrent_bytes: recurrent state of one sequence; 0 for pure attention.
         weights_bytes: all weights, each padded as in the engine's buffers.
         file_size_bytes: size of the file.
-        causal: generates text, token after token.
+        causal: attends to what came before only, so it can generate token after token.
         pooling: how an embedding model pools: ``none``, ``mean``, ``cls``, ``last``, ``rank``;
             ``None`` when the file does not say.
         chat_template: the Jinja source, or ``None``.
@@ -115,6 +120,15 @@ class ModelProfile:
     causal: bool
     pooling: str | None
     chat_template: str | None = None
+
+    @property
+    def pools(self) -> bool:
+        """Whether it only turns texts into vectors, each within one micro-batch.
+
+        Causal models that take the last token's vector do not need that: what a token sees is
+        already computed.
+        """
+        return not self.causal or self.pooling in {"mean", "cls", "rank"}
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of strings, integers, booleans, lists and ``None``; no floats."""
@@ -337,6 +351,8 @@ def _recurrent_bytes(metadata: _Keys, blocks: int) -> int:
 
 
 def _is_causal(metadata: _Keys) -> bool:
+    if metadata.architecture in NO_CACHE_ARCHITECTURES:
+        return False
     value = metadata.header.metadata.get(metadata.key("attention.causal"), True)
     return bool(value) and not isinstance(value, GgufArray)
 

@@ -25,6 +25,14 @@ shorter trained context lowers it.
 """
 DEFAULT_CTX_TOKENS: Final = 8192
 """Target when nothing is wished. Why: holds a long chat or a few documents, and leaves memory."""
+DEFAULT_POOLED_TOKENS: Final = 2048
+"""Target for models that only pool. Why: a passage for retrieval is shorter, and the memory of
+a batch that holds a text whole grows with the vocabulary; the same as Ollama's batch for them.
+"""
+POOLED_TEXTS: Final = 64
+"""Texts in one batch at most. Why: with eight tokens each they fill the batch that packing aims
+at; each costs a column of the pooling matrix.
+"""
 DEFAULT_SLOTS: Final = 4
 """Most slots without a wish. Why: batching gains little beyond four on CPUs."""
 SPARE_SEQUENCES: Final = 8
@@ -71,7 +79,7 @@ class Search:
             if self.fit(profile, least, floors) is None:
                 continue
             ctx = self.largest_ctx(profile, least, floors, high)
-            return self.grow(profile, replace(least, num_ctx=ctx), floors)
+            return self.grow(profile, with_ctx(least, ctx), floors)
         return None
 
     def kv_types(self, profile: ModelProfile) -> tuple[KvType, ...]:
@@ -92,16 +100,32 @@ class Search:
         """The settings with the smallest need at this context."""
         wish = self.wish
         batch = wish.num_batch or DEFAULT_BATCH_TOKENS
+        if profile.pools:
+            return self.least_pooled(kv_type, ctx)
         return EngineSettings(
             num_ctx=ctx,
             slots=wish.slots or 1,
             kv_type=kv_type,
             num_gpu=0,
             num_batch=batch,
-            num_ubatch=min(batch, UBATCH_STEPS[-1] if profile.causal else batch),
+            num_ubatch=min(batch, UBATCH_STEPS[-1]),
             threads=wish.threads or self.machine.cpu.decode_threads,
             use_mmap=True if wish.use_mmap is None else wish.use_mmap,
             repack=False,
+        )
+
+    def least_pooled(self, kv_type: KvType, ctx: int) -> EngineSettings:
+        """The same for a model that pools: its batch holds the longest text whole."""
+        return EngineSettings(
+            num_ctx=ctx,
+            spare_sequences=POOLED_TEXTS - 1,
+            kv_type=kv_type,
+            num_batch=ctx,
+            num_ubatch=ctx,
+            threads=self.wish.threads or self.machine.cpu.decode_threads,
+            use_mmap=True if self.wish.use_mmap is None else self.wish.use_mmap,
+            repack=False,
+            pooled=True,
         )
 
     def largest_ctx(
@@ -111,7 +135,7 @@ class Search:
         low, step = settings.num_ctx, CONTEXT_PADDING_TOKENS
         while low < high:
             middle = min(high, low + max(step, (high - low) // 2 // step * step))
-            if self.fit(profile, replace(settings, num_ctx=middle), floors) is None:
+            if self.fit(profile, with_ctx(settings, middle), floors) is None:
                 high = middle - step
             else:
                 low = middle
@@ -122,14 +146,14 @@ class Search:
     ) -> EngineSettings:
         """Spend what is left: slots, batches, repacked weights, then prompts that stay cached."""
         chosen = settings
-        if self.wish.slots is None and profile.causal:
+        if self.wish.slots is None and not settings.pooled:
             for slots in range(DEFAULT_SLOTS, 1, -1):
                 if self.fit(profile, replace(chosen, slots=slots), floors) is not None:
                     chosen = replace(chosen, slots=slots)
                     break
-        for ubatch in UBATCH_STEPS:
+        for ubatch in () if settings.pooled else UBATCH_STEPS:
             wider = replace(chosen, num_ubatch=min(ubatch, chosen.num_batch))
-            if profile.causal and self.fit(profile, wider, floors) is not None:
+            if self.fit(profile, wider, floors) is not None:
                 chosen = wider
                 break
         packed = replace(chosen, repack=True)
@@ -217,7 +241,7 @@ class Search:
     ) -> str:
         """What would make ``least`` fit."""
         anything = Floors(full_ctx=False, all_on_gpus=False, is_last=True)
-        smallest = replace(least, num_ctx=CONTEXT_PADDING_TOKENS)
+        smallest = with_ctx(least, CONTEXT_PADDING_TOKENS)
         if least.num_ctx > smallest.num_ctx and self.fit(profile, smallest, anything) is not None:
             ctx = self.largest_ctx(profile, smallest, anything, least.num_ctx)
             return f"a context of {ctx} tokens fits"
@@ -245,9 +269,17 @@ def target_ctx(profile: ModelProfile, wish: Wish) -> int:
 
     Rounded up to what the engine allocates.
     """
-    wanted = DEFAULT_CTX_TOKENS if wish.num_ctx is None else max(1, wish.num_ctx)
+    default = DEFAULT_POOLED_TOKENS if profile.pools else DEFAULT_CTX_TOKENS
+    wanted = default if wish.num_ctx is None else max(1, wish.num_ctx)
     step = CONTEXT_PADDING_TOKENS
     return -(-min(wanted, profile.context_length) // step) * step
+
+
+def with_ctx(settings: EngineSettings, ctx: int) -> EngineSettings:
+    """``settings`` with another context; where texts are pooled, the batch grows with it."""
+    if settings.pooled:
+        return replace(settings, num_ctx=ctx, num_batch=ctx, num_ubatch=ctx)
+    return replace(settings, num_ctx=ctx)
 
 
 def _split(counts: Sequence[int]) -> tuple[float, ...]:
@@ -265,4 +297,4 @@ def _split(counts: Sequence[int]) -> tuple[float, ...]:
 
 def _sequences_are_cheap(profile: ModelProfile) -> bool:
     """Whether one more sequence costs no more than a row of logits."""
-    return profile.causal and not profile.recurrent_bytes and not profile.sliding_window
+    return not (profile.pools or profile.recurrent_bytes or profile.sliding_window)

@@ -39,6 +39,8 @@ class EngineSettings:
             faster prefill for 2 to 30 % more memory.
         tensor_split: share of the layers per GPU, in the engine's device order; empty means one
             GPU or none.
+        pooled: the context turns whole texts into vectors and generates nothing. A text cannot
+            be cut into micro-batches, so ``num_ubatch`` is ``num_batch``.
     """
 
     num_ctx: int
@@ -53,6 +55,7 @@ class EngineSettings:
     use_mmap: bool = True
     repack: bool = True
     tensor_split: tuple[float, ...] = ()
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values the engine would abort on."""
@@ -69,6 +72,9 @@ class EngineSettings:
                 raise ValueError(msg)
         if self.num_ubatch > self.num_batch:
             msg = f"num_ubatch: expected at most {self.num_batch}, found {self.num_ubatch}"
+            raise ValueError(msg)
+        if self.pooled and self.num_ubatch != self.num_batch:
+            msg = f"num_ubatch: expected {self.num_batch}, found {self.num_ubatch}"
             raise ValueError(msg)
 
     @property

@@ -84,8 +84,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_family(name: str, directory: Path, **replaced: Any) -> Path:
-    """Write the family called ``name``; ``replaced`` overrides its shape, such as its types."""
+def write_family(
+    name: str, directory: Path, keys: dict[str, Any] | None = None, **replaced: Any
+) -> Path:
+    """Write the family called ``name``.
+
+    Args:
+        name: which.
+        directory: where.
+        keys: more header keys.
+        replaced: overrides its shape, such as its types.
+    """
     family = FAMILIES[name]
     shape = {**family["shape"], **replaced}
     prefix = family["architecture"]
@@ -105,5 +114,6 @@ def write_family(name: str, directory: Path, **replaced: Any) -> Path:
         f"{prefix}.vocab_size": shape["vocabulary"],
         "tokenizer.ggml.model": "no_vocab",
         **{f"{prefix}.{key}": value for key, value in family["keys"].items()},
+        **(keys or {}),
     }
     return write_gguf(directory / f"{name}.gguf", metadata, llama_tensors(**shape), sparse=True)

@@ -12,6 +12,7 @@ from hwprobe.estimate import (
     ENGINE_TERMS,
     HOST,
     KV_CACHE,
+    OUTPUT,
     TIED_COPY,
     UNCHECKED,
     WEIGHTS,
@@ -27,6 +28,7 @@ from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Cpu
 from hwprobe.settings import EngineSettings, KvType
+from tests.fakes.embedding_models import SHAPES, write_shape
 from tests.fakes.synthetic_models import FAMILIES, write_family
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
@@ -81,6 +83,52 @@ def test_estimate_is_within_2_percent_or_8_mib_of_the_engine(
         copies = predicted.term_bytes(WEIGHTS) + predicted.term_bytes(TIED_COPY)
         assert copies == measured.term_bytes(WEIGHTS), one
         assert predicted.term_bytes(KV_CACHE) == measured.term_bytes(KV_CACHE), one
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", SHAPES)
+def test_estimate_of_encoders_is_within_2_percent_or_1_mib_of_the_engine(
+    name: str, tmp_path: Path
+) -> None:
+    path = write_shape(name, tmp_path)
+    profile = model_profile(read_header(path))
+    configurations = [
+        EngineSettings(
+            num_ctx=ctx,
+            num_batch=ctx,
+            num_ubatch=ctx,
+            spare_sequences=spare,
+            flash_attention=fused,
+            pooled=True,
+        )
+        for ctx in (256, 512, 2048, 8192)
+        for spare in (0, 63)
+        for fused in (True, False)
+    ]
+    assert profile.pools
+    for one, measured in zip(configurations, dry_runs(path, profile, configurations), strict=True):
+        predicted = estimate(profile, one)
+        truth = _engine_bytes(measured)
+        error = _engine_bytes(predicted) - truth
+        assert 0 <= error <= max(MIB, 0.02 * truth), (one, error, truth)
+        assert predicted.term_bytes(WEIGHTS) == measured.term_bytes(WEIGHTS)
+        assert predicted.term_bytes(KV_CACHE) == measured.term_bytes(KV_CACHE) == 0
+        assert predicted.term_bytes(UNCHECKED) == 0
+
+
+@pytest.mark.engine
+def test_estimate_of_a_pooling_decoder_counts_logits_of_every_token(tmp_path: Path) -> None:
+    """A causal model that pools computes logits nobody reads."""
+    path = write_family("qwen3-0.6b", tmp_path, {"qwen3.pooling_type": 1})
+    profile = model_profile(read_header(path))
+    one = EngineSettings(num_ctx=512, num_batch=512, num_ubatch=512, pooled=True)
+    (measured,) = dry_runs(path, profile, [one])
+    assert profile.pools
+    truth = _engine_bytes(measured)
+    predicted = estimate(profile, one, repacked=repacked_types(take_inventory().cpu))
+    assert abs(_engine_bytes(predicted) - truth) <= max(8 * MIB, 0.02 * truth)
+    rows = 512 * (profile.vocabulary_size + profile.embedding_length)
+    assert predicted.term_bytes(OUTPUT) == 4 * rows
 
 
 @pytest.mark.engine

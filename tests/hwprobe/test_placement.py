@@ -13,6 +13,7 @@ from hwprobe.estimate import HOST, layer_pools
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.machine import Board, Cpu, Gpu, Machine, Memory, Nvidia
 from hwprobe.placement import Candidate, Placement, Wish, place
+from tests.fakes.embedding_models import write_shape
 from tests.fakes.synthetic_models import FAMILIES, write_family
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
@@ -118,6 +119,39 @@ def test_context_never_exceeds_the_trained_one(profiles: dict[str, ModelProfile]
     placement = place(_host(8 * GIB), _one(profiles, "demo"), Wish(num_ctx=16384))
     assert placement.settings.num_ctx == 2048
     assert "context cut from 16384 to the trained 2048 tokens" in placement.reasons
+
+
+@pytest.mark.parametrize(
+    ("shape", "wished", "context"),
+    [
+        ("minilm-l6", None, 512),
+        ("minilm-l6", 8192, 512),
+        ("bge-m3", None, 2048),
+        ("bge-m3", 4096, 4096),
+        ("nomic-embed", 1000, 1024),
+    ],
+)
+def test_batch_of_an_encoder_holds_its_longest_text(
+    shape: str, wished: int | None, context: int, tmp_path: Path
+) -> None:
+    profile = model_profile(read_header(write_shape(shape, tmp_path)))
+    wish = Wish(num_ctx=wished, slots=4, num_batch=64)
+    found = place(_host(64 * GIB), [Candidate(variant="F16", profile=profile)], wish).settings
+    assert found.pooled
+    assert found.num_ctx == found.num_batch == found.num_ubatch == context
+    assert found.slots == 1
+    assert found.sequences == 64
+
+
+def test_context_of_an_encoder_shrinks_to_what_its_vocabulary_leaves(tmp_path: Path) -> None:
+    """Every token of a batch takes a row of the vocabulary, a megabyte for bge-m3."""
+    profile = model_profile(read_header(write_shape("bge-m3", tmp_path)))
+    candidates = [Candidate(variant="F16", profile=profile)]
+    found = place(_host(3 * GIB), candidates, Wish()).settings
+    assert 256 <= found.num_ctx < 2048
+    with pytest.raises(DoesNotFitError) as refused:
+        place(_host(3 * GIB), candidates, Wish(num_ctx=8192))
+    assert "tokens fits" in refused.value.hint
 
 
 def test_wishes_are_met_to_the_letter(profiles: dict[str, ModelProfile]) -> None:
