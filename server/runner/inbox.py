@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from server.chat import SamplingOptions
+from server.runner.embedding import Job
 from server.runner.gate import Gate
 from server.runner.work import Work
 
@@ -39,7 +40,7 @@ class Cancelled:
     id: int
 
 
-Item = Arrival | Cancelled
+Item = Arrival | Job | Cancelled
 
 
 class Inbox:
@@ -62,7 +63,7 @@ class Inbox:
         self._until_s = 0.0
         self._closed = False
 
-    def put(self, arrival: Arrival) -> None:
+    def put(self, arrival: Arrival | Job) -> None:
         """Queue a request."""
         with self._changed:
             self._items.append(arrival)

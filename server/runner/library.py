@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hwprobe.settings import EngineSettings, KvType
-from server.errors import LoadFailedError
+from server.errors import EngineRefusedError, LoadFailedError
+from server.runner.batch import Batch
+from server.runner.embedding import Frame
 from server.runner.native import LIB, LOG, QUICK
 from server.runner.vocabulary import Vocabulary
 
@@ -46,6 +48,9 @@ class Shape:
         divisible: the end of a sequence can be removed; recurrent models keep one state only.
         can_shift: positions can be moved.
         window_tokens: sliding attention window; 0 without one.
+        pooled: it turns whole texts into vectors and generates nothing.
+        ranks: what it makes of a text is a score, not a vector.
+        trained_tokens: context the model was trained on; encoders have no position beyond it.
     """
 
     context_tokens: int
@@ -56,45 +61,16 @@ class Shape:
     divisible: bool
     can_shift: bool
     window_tokens: int
+    pooled: bool = False
+    ranks: bool = False
+    trained_tokens: int = 0
 
-
-class Batch:
-    """Tokens for one decode call, in arrays of our own that the engine reads in place."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.size = 0
-        self._tokens = np.zeros(capacity, np.int32)
-        self._positions = np.zeros(capacity, np.int32)
-        self._sequences = np.zeros(capacity, np.int32)
-        self._outputs = np.zeros(capacity, np.int8)
-        self._counts = np.ones(capacity, np.int32)
-        # One sequence per token: the array of pointers points into the array of ids, once for all.
-        first = self._sequences.ctypes.data
-        self._pointers = first + 4 * np.arange(capacity, dtype=np.uint64)
-        self.native = LIB.llama_batch()
-        self.native.token = _pointer(self._tokens, ctypes.c_int32)
-        self.native.pos = _pointer(self._positions, ctypes.c_int32)
-        self.native.n_seq_id = _pointer(self._counts, ctypes.c_int32)
-        self.native.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
-        self.native.logits = _pointer(self._outputs, ctypes.c_int8)
-
-    def clear(self) -> None:
-        """Begin a new batch."""
-        self.size = 0
-
-    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: bool) -> None:
-        """Append consecutive tokens of one sequence; ``output`` asks for the last one's logits."""
-        begin, end = self.size, self.size + len(tokens)
-        if not tokens or end > self.capacity:
-            raise ValueError(f"batch: expected 1 to {self.capacity - begin} more tokens")
-        self._tokens[begin:end] = tokens
-        self._positions[begin:end] = np.arange(position, position + len(tokens))
-        self._sequences[begin:end] = sequence
-        self._outputs[begin:end] = 0
-        self._outputs[end - 1] = output
-        self.size = end
-        self.native.n_tokens = end
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text that can be embedded."""
+        if self.pooled:
+            return min(self.context_tokens, self.batch_tokens, self.trained_tokens)
+        return self.context_tokens - 1
 
 
 class Engine:
@@ -133,7 +109,11 @@ class Engine:
             self.batch = Batch(int(LIB.llama_n_batch(self._context)))
             self._rows: Row | None = None
             self._rows_address = 0
-            divisible = self._warm_up()
+            pooling = int(LIB.llama_pooling_type(self._context))
+            self.pooling_none = pooling == LIB.LLAMA_POOLING_TYPE_NONE
+            self._ranks = pooling == LIB.LLAMA_POOLING_TYPE_RANK
+            self._width = self._vector_length()
+            divisible = self._warm_up_pooled() if settings.pooled else self._warm_up()
             self.shape = self._measure(settings, divisible=divisible)
         except BaseException:
             self.close()
@@ -172,6 +152,40 @@ class Engine:
             self._rows_address = address
         row: Row = self._rows[output]
         return row
+
+    def hidden(self, output: int) -> Row:
+        """What the model computed for the ``output``-th token of the last batch: float32[n_embd].
+
+        Only after `show_hidden`, for a batch in which every token is an output. A copy.
+
+        Raises:
+            EngineRefusedError: the model gives none.
+        """
+        return self._copied(LIB.llama_get_embeddings_ith(self._context, output))
+
+    def show_hidden(self, *, wanted: bool) -> None:
+        """Whether the next decodes keep what `hidden` reads; they then output every token."""
+        LIB.llama_set_embeddings(self._context, wanted)
+
+    def pooled(self, sequence: int) -> Row:
+        """The vector of a sequence of the last batch, or its scores. A copy.
+
+        Raises:
+            EngineRefusedError: the model gives none.
+        """
+        self._check(sequence)
+        return self._copied(LIB.llama_get_embeddings_seq(self._context, sequence))
+
+    def forget(self) -> None:
+        """Empty the cache, if the model has one."""
+        if self._memory:
+            LIB.llama_memory_clear(self._memory, False)
+
+    def _copied(self, pointer: Any) -> Row:
+        if not pointer:
+            raise EngineRefusedError("the model gives no vectors")
+        vector: Row = np.ctypeslib.as_array(pointer, (self._width,)).copy()
+        return vector
 
     def abort(self) -> None:
         """Make a running decode stop with `ABORTED`; may be called from any thread.
@@ -231,7 +245,10 @@ class Engine:
         params.n_ubatch = settings.num_ubatch
         params.n_seq_max = settings.sequences
         # The engine asserts n_outputs_max >= n_seq_max; left at 0 it is n_batch rows of logits.
-        params.n_outputs_max = params.n_seq_max
+        params.n_outputs_max = settings.num_batch if settings.pooled else params.n_seq_max
+        params.embeddings = settings.pooled
+        if not settings.pooled:  # vectors are then those of single tokens
+            params.pooling_type = LIB.LLAMA_POOLING_TYPE_NONE
         params.n_outputs_max_per_seq = 1
         params.n_threads = params.n_threads_batch = settings.threads
         params.flash_attn_type = int(settings.flash_attention)
@@ -276,7 +293,14 @@ class Engine:
             divisible=divisible,
             can_shift=bool(LIB.llama_memory_can_shift(self._memory)),
             window_tokens=int(LIB.llama_model_n_swa(self._model)),
+            pooled=settings.pooled,
+            ranks=settings.pooled and self._ranks,
+            trained_tokens=int(LIB.llama_model_n_ctx_train(self._model)),
         )
+
+    def _vector_length(self) -> int:
+        length = LIB.llama_model_n_cls_out if self._ranks else LIB.llama_model_n_embd_out
+        return int(length(self._model))
 
     def _warm_up(self) -> bool:
         """Decode two tokens and take one back; returns whether that is possible.
@@ -300,6 +324,28 @@ class Engine:
         self.prefill_rate = sample / (time.perf_counter() - begin_s)
         LIB.llama_memory_clear(self._memory, False)
         return divisible and not _has_state(self._model)
+
+    def _warm_up_pooled(self) -> bool:
+        """Embed one text of a few tokens; nothing is kept between texts."""
+        _ = self._checked_frame()
+        sample = min(WARM_UP_TOKENS, self.batch.capacity)
+        sample = min(sample, int(LIB.llama_model_n_ctx_train(self._model)))
+        first = max(self.vocabulary.bos, 0)
+        self.batch.clear()
+        self.batch.add([first] * sample, position=0, sequence=0, output=True)
+        self.batch.ask_for_all()
+        begin_s = time.perf_counter()
+        if self.decode() != OK:
+            raise _refused("the engine could not compute a text")
+        self.prefill_rate = sample / (time.perf_counter() - begin_s)
+        self.forget()
+        return False
+
+    def _checked_frame(self) -> Frame:
+        try:
+            return self.vocabulary.frame
+        except EngineRefusedError as error:
+            raise LoadFailedError(str(error)) from error
 
     def _check(self, sequence: int) -> None:
         if not 0 <= sequence < self.shape.sequences:
@@ -330,10 +376,6 @@ def _load_model(path: Path, settings: EngineSettings, on_progress: Callable[[flo
 def _has_state(model: Any) -> bool:
     """Whether the model keeps one running state per sequence instead of cells only."""
     return bool(LIB.llama_model_is_recurrent(model) or LIB.llama_model_is_hybrid(model))
-
-
-def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
 def _refused(message: str) -> LoadFailedError:

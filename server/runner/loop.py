@@ -14,6 +14,8 @@ from server.errors import EngineRefusedError
 from server.runner import library
 from server.runner.batching import Batching
 from server.runner.chain import Candidates
+from server.runner.embedding import Job
+from server.runner.feed import TextFeed
 from server.runner.generation import Generation
 from server.runner.inbox import Arrival, Inbox, Item
 from server.runner.library import Engine
@@ -52,6 +54,8 @@ class Loop:
         self._generations: dict[int, Generation] = {}
         self._suspects: list[int] = []
         self._shrink = 0
+        self._texts = TextFeed()
+        self._shows_hidden = False
         self._batching = Batching(
             Limits(
                 slots=slots,
@@ -69,6 +73,7 @@ class Loop:
         while (items := self._inbox.take(wait=not self._has_work())) is not None:
             rows = [row for item in items for row in self._obey(item)]
             self._apply(self._batching.admit(self._engine.can_resume))
+            self._feed()
             self._greet()
             computed = self._compute()
             if computed is not None:
@@ -86,9 +91,12 @@ class Loop:
                 arrival.gate.close()
 
     def _has_work(self) -> bool:
-        return bool(self._batching.running or self._batching.waiting)
+        return bool(self._batching.running or self._batching.waiting or self._texts.waiting)
 
     def _obey(self, item: Item) -> Iterable[Row]:
+        if isinstance(item, Job):
+            self._texts.add(item)
+            return ()
         if isinstance(item, Arrival):
             self._arrivals[item.work.id] = item
             self._batching.submit(item.work)
@@ -105,11 +113,22 @@ class Loop:
             return (
                 Row(id=item.id, done="cancelled", prompt_tokens=len(prompt), prompt_ids=prompt),
             )
-        return ()
+        job = self._drop_job(item.id)
+        return () if job is None else (job.end("cancelled"),)
+
+    def _feed(self) -> None:
+        """Start texts where slots are free and nobody waits for them."""
+        batching = self._batching
+        slots = batching.limits.slots
+        while self._texts.waiting and not batching.waiting and len(batching.running) < slots:
+            batching.submit(self._texts.start())
+            self._apply(batching.admit(self._engine.can_resume))
 
     def _greet(self) -> None:
         """Make a generation for every request that has just got a sequence."""
         for request, run in self._batching.running.items():
+            if self._texts.owns(request):
+                continue
             if request in self._generations:
                 self._generations[request].cached_tokens = run.cached
                 continue
@@ -138,12 +157,12 @@ class Loop:
 
     def _compute(self) -> list[Row] | None:
         """Decode one batch and sample from it; ``None`` if there was nothing to compute."""
-        chunks = self._next_chunks()
+        chunks, hidden = self._texts.shape(self._next_chunks())
         if not chunks:
             return None
         decoding = sum(len(chunk.tokens) == 1 for chunk in chunks)
         prefill = sum(len(chunk.tokens) for chunk in chunks) - decoding
-        requests = frozenset(chunk.id for chunk in chunks)
+        requests = frozenset(self._texts.owner(chunk.id) for chunk in chunks)
         if not self._inbox.begin(requests, self._pace.expect(decoding, prefill)):
             return None
         batch = self._engine.batch
@@ -152,6 +171,9 @@ class Loop:
             batch.add(
                 chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.output
             )
+        if hidden != self._shows_hidden:
+            self._engine.show_hidden(wanted=hidden)
+            self._shows_hidden = hidden
         begin_s = self._clock()
         answer = self._engine.decode()
         self._inbox.end()
@@ -176,14 +198,35 @@ class Loop:
         return chunks
 
     def _sample(self, chunks: tuple[Chunk, ...]) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         outputs = 0
         for chunk in chunks:
             self._batching.advance(chunk)
-            if chunk.output:
+            if chunk.output and self._texts.owns(chunk.id):
+                rows += self._embed_one(chunk.id, outputs)
+            elif chunk.output:
                 rows.append(self._sample_one(chunk.id, outputs))
-                outputs += 1
+            outputs += chunk.output
         return rows
+
+    def _embed_one(self, work: int, output: int) -> tuple[Row, ...]:
+        """Take the vector of a text that is computed."""
+        request = self._texts.owner(work)
+        self._apply(self._batching.finish(work, keep=False))
+        try:
+            job = self._texts.finish(work, self._engine.hidden(output))
+        except EngineRefusedError as refusal:
+            return (self._fault(request, str(refusal), refused=True),)
+        row = job.row()
+        if job.done:
+            self._drop_job(request)
+        return () if row is None else (row,)
+
+    def _drop_job(self, request: int) -> Job | None:
+        job, works = self._texts.drop(request)
+        for work in works:
+            self._apply(self._batching.finish(work, keep=False))
+        return job
 
     def _sample_one(self, request: int, output: int) -> Row:
         generation = self._generations[request]
@@ -227,7 +270,10 @@ class Loop:
             known = self._engine.last_position(chunk.sequence) + 1
             self._apply(self._batching.rewind(chunk.id, known))
 
-    def _fault(self, request: int, message: str) -> Row:
+    def _fault(self, request: int, message: str, *, refused: bool = False) -> Row:
+        job = self._drop_job(self._texts.owner(request))
+        if job is not None:
+            return job.fault(message, refused=refused)
         self._dismiss(request, keep=False)
         return Row(id=request, fault=message.encode("utf-8", "replace").decode())
 

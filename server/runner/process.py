@@ -190,8 +190,8 @@ class Runner:
         if not self._stopping:
             tell(self._crash())
 
-    def generate(self, request: protocol.Generate) -> Stream:
-        """Start a completion. The runner numbers it; ``request.id`` is not used.
+    def generate(self, request: protocol.Generate | protocol.Embed) -> Stream:
+        """Start a completion or embeddings. The runner numbers it; ``request.id`` is not used.
 
         Raises:
             RunnerCrashedError: the child is dead.

@@ -3,7 +3,8 @@ r"""What the server and a runner say to each other: one JSON object per line, bo
 Rules:
  * the runner is started with one end of a socket pair; its first line must be `Load`;
  * it answers `Progress` while it loads, then `Ready`, or `Failed` and exits;
- * after `Ready` the server sends `Generate`, `Cancel`, `Tokenize`, `Detokenize` in any order;
+ * after `Ready` the server sends `Generate`, `Embed`, `Cancel`, `Tokenize`, `Detokenize` in any
+   order;
  * the runner sends one `Step` per decode step, with the new text of *all* sequences in it;
  * a request ends with exactly one row that has ``done`` or ``fault``; after it the id is free;
  * a `Cancel` is answered by a row with ``done`` and reason ``cancelled``; a `Cancel` for an id
@@ -73,6 +74,39 @@ class Generate:
     scope: str = ""
 
 
+VectorForm = Literal["float32", "float64", "base64"]
+"""How a vector is written: a JSON array of single or double precision, or little-endian bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Turn texts into vectors, or rank them; answered by rows with ``vectors``.
+
+    Attributes:
+        id: chosen by the server, unique among the requests in flight.
+        texts: what to embed, control tokens in it included; the model's frame is put around each.
+        tokens: token ids to embed as they are, instead of ``texts``.
+        query: what each text is compared with; only for models that rank.
+        truncate: cut overlong texts instead of refusing them.
+        dimensions: length of the vectors; 0 is the model's.
+        normalize: scale them to length one.
+        form: how they are written.
+        tenant, scope: see `Generate`.
+    """
+
+    op: Literal["embed"] = "embed"
+    id: int
+    texts: tuple[str, ...] = ()
+    tokens: tuple[tuple[int, ...], ...] = ()
+    query: str | None = None
+    truncate: bool = True
+    dimensions: int = 0
+    normalize: bool = True
+    form: VectorForm = "float32"
+    tenant: str = ""
+    scope: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
     """End this request now, wherever it stands."""
@@ -101,7 +135,7 @@ class Detokenize:
     tokens: tuple[int, ...]
 
 
-Command = Load | Generate | Cancel | Tokenize | Detokenize
+Command = Load | Generate | Embed | Cancel | Tokenize | Detokenize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +193,7 @@ class Row:
         eval_s: on the last row: seconds from there to the end.
         prompt_ids: on the last row: the prompt as the engine saw it (for ``context``).
         relaxed: on the last row: keywords of the schema that were not enforced.
+        vectors: further vectors of an `Embed`, in the order of its texts.
         fault: this request was refused or broke; nothing follows for it.
         refused: with ``fault``: what it asks for cannot be done, whoever tries.
     """
@@ -175,6 +210,7 @@ class Row:
     eval_s: float = 0.0
     prompt_ids: tuple[int, ...] = ()
     relaxed: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
     fault: str | None = None
     refused: bool = False
 
@@ -211,6 +247,7 @@ Event = Progress | Ready | Failed | Step | Tokens | Text
 _COMMANDS: dict[str, type[Any]] = {
     "load": Load,
     "generate": Generate,
+    "embed": Embed,
     "cancel": Cancel,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
@@ -241,7 +278,7 @@ def decode_command(line: bytes) -> Command:
         RunnerCrashedError: the line is not a command.
     """
     message = _decode(line, _COMMANDS, "op")
-    assert isinstance(message, Load | Generate | Cancel | Tokenize | Detokenize)
+    assert isinstance(message, Load | Generate | Embed | Cancel | Tokenize | Detokenize)
     return message
 
 
@@ -277,6 +314,9 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             fields["sampling"] = SamplingOptions(**sampling)
             if fields["constraint"] is not None:
                 fields["constraint"] = _constraint(fields["constraint"])
+        elif kind is Embed:
+            fields["texts"] = tuple(fields["texts"])
+            fields["tokens"] = tuple(tuple(ids) for ids in fields["tokens"])
         elif kind is Step:
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
         if "tokens" in fields:
@@ -296,7 +336,7 @@ def _constraint(fields: dict[str, Any]) -> Constraint:
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    for name in ("tokens", "logprobs", "prompt_ids", "relaxed"):
+    for name in ("tokens", "logprobs", "prompt_ids", "relaxed", "vectors"):
         if name in fields:
             fields[name] = tuple(fields[name])
     return Row(**fields)

@@ -24,8 +24,10 @@ from server.runner.lastwords import print_frames
 from server.runner.library import Engine
 from server.runner.loop import Loop
 from server.runner.native import tell_aborts
+from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
 from server.runner.sampling import check_options
+from server.runner.texts import prepare_texts
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
 from server.runner.work import Work
 
@@ -54,7 +56,7 @@ class Service:
         self._failed = False
         self._engine: Engine | None = None
         self._inbox: Inbox | None = None
-        self._loop: Loop | None = None
+        self._loop: Loop | PoolingLoop | None = None
         self._preparing: Preparing | None = None
 
     def run(self) -> int:
@@ -97,7 +99,11 @@ class Service:
 
     def _converse(self, engine: Engine, load: protocol.Load, load_s: float) -> None:
         inbox = Inbox(engine.abort, engine.rearm)
-        loop = Loop(engine, slots=load.settings.slots, inbox=inbox, send=self._send)
+        loop: Loop | PoolingLoop
+        if load.settings.pooled:
+            loop = PoolingLoop(engine, inbox=inbox, send=self._send)
+        else:
+            loop = Loop(engine, slots=load.settings.slots, inbox=inbox, send=self._send)
         compiler = Compiler(engine.vocabulary)
         self._preparing = Preparing(
             lambda command: prepare(engine, command, compiler),
@@ -156,8 +162,8 @@ class Service:
         if engine is None or inbox is None:
             raise RunnerCrashedError("a command came before the model was ready")
         match command:
-            case protocol.Generate():
-                self._take_generate(engine, inbox, command)
+            case protocol.Generate() | protocol.Embed():
+                self._take_request(engine, inbox, command)
             case protocol.Cancel():
                 self._take_cancel(inbox, command.id)
             case protocol.Tokenize():
@@ -167,12 +173,16 @@ class Service:
                 text = engine.vocabulary.detokenize(known)
                 self._send(protocol.Text(id=command.id, text=text))
 
-    def _take_generate(self, engine: Engine, inbox: Inbox, command: protocol.Generate) -> None:
-        if command.constraint is not None and self._preparing is not None:
-            self._preparing.submit(command)
-            return
+    def _take_request(
+        self, engine: Engine, inbox: Inbox, command: protocol.Generate | protocol.Embed
+    ) -> None:
         try:
-            inbox.put(prepare(engine, command))
+            if isinstance(command, protocol.Embed):
+                inbox.put(prepare_texts(engine, command))
+            elif command.constraint is not None and self._preparing is not None:
+                self._preparing.submit(command)
+            else:
+                inbox.put(prepare(engine, command))
         except EngineRefusedError as refusal:
             self._refuse(command.id, str(refusal))
 
@@ -211,6 +221,8 @@ def prepare(
         EngineRefusedError: an option, the prompt or the grammar is not accepted.
     """
     shape, vocabulary, sampling = engine.shape, engine.vocabulary, command.sampling
+    if shape.pooled:
+        raise EngineRefusedError("this model generates no text")
     check_options(sampling, vocabulary_size=shape.vocabulary_size)
     if command.tokens:
         vocabulary.check(command.tokens)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import EngineRefusedError
+from server.runner.embedding import Frame
 from server.runner.marking import split_prompt
 from server.runner.native import LIB, QUICK
 from server.runner.shown import is_shown
@@ -116,6 +117,25 @@ class Vocabulary:
         piece = self.whole_piece(token)
         own = bool(attributes & LIB.LLAMA_TOKEN_ATTR_USER_DEFINED)
         return own and piece.startswith(b"<") and piece.endswith(b">")
+
+    @functools.cached_property
+    def frame(self) -> Frame:
+        """The tokens around a text that is embedded.
+
+        Raises:
+            EngineRefusedError: the vocabulary lacks one; the engine would not survive asking.
+        """
+        end, separator = LIB.llama_vocab_eos(self.handle), LIB.llama_vocab_sep(self.handle)
+        pieces = LIB.llama_vocab_type(self.handle) == LIB.LLAMA_VOCAB_TYPE_WPM
+        opens = pieces or self.adds_bos
+        closes = pieces or bool(LIB.llama_vocab_get_add_eos(self.handle))
+        closing = separator if pieces else end
+        parts = bool(LIB.llama_vocab_get_add_sep(self.handle)) and not pieces
+        wanted = ((opens, self.bos), (closes, closing), (parts, separator))
+        if any(wants and token < 0 for wants, token in wanted):
+            raise EngineRefusedError("the model's vocabulary names no token to frame texts with")
+        opening, behind, between = ((token,) if wants else () for wants, token in wanted)
+        return Frame(opening=opening, closing=behind, between=between)
 
     def check(self, tokens: Iterable[int]) -> None:
         """Refuse ids that are not in the vocabulary.

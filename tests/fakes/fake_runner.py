@@ -28,12 +28,14 @@ within one process. One word is said per step and counted as one token.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
 import re
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -168,6 +170,8 @@ class FakeRunner:
         match message:
             case protocol.Generate():
                 self._waiting.append(message)
+            case protocol.Embed():
+                self._embed(message)
             case protocol.Cancel():
                 self._cancel(message.id)
             case protocol.Tokenize():
@@ -189,6 +193,22 @@ class FakeRunner:
             ids = ids[-self._num_ctx :]
         words = self._script.get("words") or [self._vocabulary.word(i) for i in ids if i != BOS]
         self._running.append(Sequence(request=request, prompt_ids=ids, words=list(words)))
+
+    def _embed(self, request: protocol.Embed) -> None:
+        """A vector of a text's length and its number of words; of tokens, their number and sum."""
+        if text := self._script.get("refuse_embed"):
+            self._send_rows(protocol.Row(id=request.id, fault=text, refused=True))
+            return
+        pairs = [(len(text), len(text.split())) for text in request.texts]
+        pairs += [(len(ids), sum(ids)) for ids in request.tokens]
+        self._send_rows(
+            protocol.Row(
+                id=request.id,
+                vectors=tuple(_write(pair, request) for pair in pairs),
+                done="stop",
+                prompt_tokens=sum(pair[1] for pair in pairs),
+            )
+        )
 
     def _cancel(self, request_id: int) -> None:
         for sequence in [*self._running]:
@@ -281,6 +301,13 @@ class FakeRunner:
             os.kill(os.getpid(), number)
             time.sleep(60)
         os._exit(3)
+
+
+def _write(pair: tuple[int, ...], request: protocol.Embed) -> str:
+    pair = pair[: request.dimensions or None]
+    if request.form == "base64":
+        return base64.b64encode(struct.pack(f"<{len(pair)}f", *pair)).decode()
+    return json.dumps([*pair, *(["raw"] if not request.normalize and not request.query else [])])
 
 
 def _read_script(path: Path) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""The tokens of one decode call, in arrays that the engine reads in place. Native."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.runner.native import LIB
+
+
+class Batch:
+    """Tokens for one decode call, in arrays of our own that the engine reads in place."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._sequences = np.zeros(capacity, np.int32)
+        self._outputs = np.zeros(capacity, np.int8)
+        self._counts = np.ones(capacity, np.int32)
+        # One sequence per token: the array of pointers points into the array of ids, once for all.
+        first = self._sequences.ctypes.data
+        self._pointers = first + 4 * np.arange(capacity, dtype=np.uint64)
+        self.native = LIB.llama_batch()
+        self.native.token = _pointer(self._tokens, ctypes.c_int32)
+        self.native.pos = _pointer(self._positions, ctypes.c_int32)
+        self.native.n_seq_id = _pointer(self._counts, ctypes.c_int32)
+        self.native.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
+        self.native.logits = _pointer(self._outputs, ctypes.c_int8)
+
+    def clear(self) -> None:
+        """Begin a new batch."""
+        self.size = 0
+
+    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: bool) -> None:
+        """Append consecutive tokens of one sequence; ``output`` asks for the last one's logits."""
+        begin, end = self.size, self.size + len(tokens)
+        if not tokens or end > self.capacity:
+            raise ValueError(f"batch: expected 1 to {self.capacity - begin} more tokens")
+        self._tokens[begin:end] = tokens
+        self._positions[begin:end] = np.arange(position, position + len(tokens))
+        self._sequences[begin:end] = sequence
+        self._outputs[begin:end] = 0
+        self._outputs[end - 1] = output
+        self.size = end
+        self.native.n_tokens = end
+
+    def ask_for_all(self) -> None:
+        """Make every token an output, as pooling needs it."""
+        self._outputs[: self.size] = 1
+
+
+def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
