@@ -39,6 +39,7 @@ from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
 from server.coroner import Coroner
+from server.embedder import Embedder
 from server.errors import ServerError
 from server.jobs import Jobs
 from server.listener import (
@@ -132,11 +133,20 @@ def _run(
         go_templates=config.server.go_template,
         output_format=lambda name: config.model(name).output_format,
     )
+    planner = Planner(config=config, machines=Machines(_inventory))
     answerer = Answerer(
         catalogue=catalogue,
         scheduler=scheduler,
-        planner=Planner(config=config, machines=Machines(_inventory)),
+        planner=planner,
         max_requests=MAX_IN_FLIGHT + max_queue,
+        request_timeout_s=config.server.request_timeout_s,
+        isolated=not config.cache.share_across_keys,
+    )
+    embedder = Embedder(
+        catalogue=catalogue,
+        scheduler=scheduler,
+        planner=planner,
+        admission=answerer.admission,
         request_timeout_s=config.server.request_timeout_s,
         isolated=not config.cache.share_across_keys,
     )
@@ -163,6 +173,7 @@ def _run(
     listener = Listener(
         app=create_app(
             answerer=answerer,
+            embedder=embedder,
             catalogue=catalogue,
             store=store,
             loaded=scheduler.loaded,

@@ -107,7 +107,11 @@ class Admission:
 
 
 class Answerer:
-    """Turns requests into chunks. All methods may be called from any thread."""
+    """Turns requests into chunks. All methods may be called from any thread.
+
+    Attributes:
+        admission: counts the requests that generate or wait.
+    """
 
     def __init__(
         self,
@@ -133,7 +137,7 @@ class Answerer:
             now_s: monotonic time in seconds.
             today: the local date, for templates that write it.
         """
-        self._admission = Admission(max_requests)
+        self.admission = Admission(max_requests)
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._planner = planner
@@ -154,7 +158,7 @@ class Answerer:
             yield self._unload(model)
             return
         task = self._task(model, request, started_s)
-        with self._admission.enter():
+        with self.admission.enter():
             yield from self._answer(task, gone, empty=not request.messages)
 
     def generate(self, request: GenerateRequest, gone: Gone) -> Chunks:
@@ -170,7 +174,7 @@ class Answerer:
             yield self._unload(model)
             return
         task = self._task(model, request, started_s)
-        with self._admission.enter():
+        with self.admission.enter():
             yield from self._answer(task, gone, empty=empty)
 
     def render_chat(self, request: ChatRequest, gone: Gone) -> str:
@@ -186,7 +190,7 @@ class Answerer:
         """How many tokens the prompt of a chat has. Raises as `render_chat`."""
         model = self._find_for_chat(request.model)
         task = self._task(model, request, self._now_s())
-        with self._admission.enter(), self._acquire(task, gone) as lease:
+        with self.admission.enter(), self._acquire(task, gone) as lease:
             return len(self._prompt(task, lease).tokens)
 
     def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
@@ -252,7 +256,7 @@ class Answerer:
         )
 
     def _render(self, task: _Task, gone: Gone) -> str:
-        with self._admission.enter(), self._acquire(task, gone) as lease:
+        with self.admission.enter(), self._acquire(task, gone) as lease:
             prompt = self._prompt(task, lease)
             return prompt.shown or lease.runner.detokenize(prompt.tokens)
 
@@ -277,7 +281,7 @@ class Answerer:
                     yield from self._generate(task, lease, gone, outcome, again=attempt > 1)
                     return
             except RunnerCrashedError as error:
-                crash = _crashed(error)
+                crash = crashed(error)
                 if outcome.started:
                     yield FaultChunk(message=str(crash), status=crash.status)
                     return
@@ -285,7 +289,7 @@ class Answerer:
                     raise crash from error
                 LOG.warning("%s: %s; trying once more", task.model.installed.name.short(), error)
             except ClientGoneError as error:
-                raise _told(error, task.deadline, gone) from error
+                raise told(error, task.deadline, gone) from error
             except ServerError as error:
                 if not outcome.started:
                     raise
@@ -302,7 +306,7 @@ class Answerer:
         try:
             return self._scheduler.acquire(task.demand, gone=lambda: gone() or deadline.passed)
         except ClientGoneError as error:
-            raise _told(error, deadline, gone) from error
+            raise told(error, deadline, gone) from error
 
     def _generate(
         self, task: _Task, lease: Lease, gone: Gone, outcome: Outcome, *, again: bool
@@ -339,7 +343,7 @@ class Answerer:
         )
 
 
-def _told(error: ClientGoneError, deadline: Deadline, gone: Gone) -> ServerError:
+def told(error: ClientGoneError, deadline: Deadline, gone: Gone) -> ServerError:
     """Who gave up: the client, or its deadline while the request waited."""
     if gone() or not deadline.passed:
         return error
@@ -422,7 +426,7 @@ def _finish(outcome: Outcome, *, load_s: float, total_s: float, with_context: bo
     return FinishChunk(reason=outcome.reason, usage=usage, context=context)
 
 
-def _crashed(error: RunnerCrashedError) -> RunnerCrashedError:
+def crashed(error: RunnerCrashedError) -> RunnerCrashedError:
     """The runner's death in the words clients know, with its cause behind them."""
     return RunnerCrashedError(
         "model runner has unexpectedly stopped, this may be due to resource limitations or an "

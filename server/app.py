@@ -16,10 +16,12 @@ from server.api import (
     cloud,
     completions,
     create,
+    embeddings,
     health,
     models,
     ollama,
     openai,
+    rerank,
     responses,
 )
 from server.api.blobs import CreatePolicy
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from appliance.store import Store
     from server.answer import Answerer
     from server.catalogue import Catalogue
+    from server.embedder import Embedder
     from server.jobs import Jobs
     from server.scheduler import LoadedModel
 
@@ -45,6 +48,7 @@ REQUEST_LOG = logging.getLogger("satchel.server.requests")
 def create_app(
     *,
     answerer: Answerer,
+    embedder: Embedder,
     catalogue: Catalogue,
     store: Store,
     loaded: Callable[[], tuple[LoadedModel, ...]],
@@ -62,6 +66,7 @@ def create_app(
 
     Args:
         answerer: generates.
+        embedder: makes vectors and ranks.
         catalogue: finds models.
         store: copies and deletes them.
         loaded: what is in memory, for ``ps``.
@@ -79,6 +84,8 @@ def create_app(
         "now_ns": now_ns,
         "max_body_bytes": max_body_bytes,
     }
+    vectors: dict[str, Any] = {"embedder": embedder, "max_body_bytes": max_body_bytes}
+    ranking = rerank.Rerank(**vectors)
     routes: dict[str, object] = {
         "/": ollama.Heartbeat(),
         "/api/version": ollama.Version(version),
@@ -91,6 +98,8 @@ def create_app(
         "/api/experimental/web_search": cloud.Disabled(cloud.SEARCH_DISABLED),
         "/api/experimental/web_fetch": cloud.Disabled(cloud.FETCH_DISABLED),
         "/api/experimental/model-recommendations": cloud.Recommendations(catalogue),
+        "/api/embed": embeddings.Embed(**vectors),
+        "/api/embeddings": embeddings.Embeddings(**vectors),
         "/api/tags": models.Tags(catalogue),
         "/api/ps": models.Ps(catalogue=catalogue, loaded=loaded, now_ns=now_ns),
         "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),
@@ -101,6 +110,9 @@ def create_app(
         "/v1/completions": completions.Completions(**shared),
         "/v1/chat/completions": openai.ChatCompletions(**shared),
         "/v1/responses": responses.Responses(**shared),
+        "/v1/embeddings": embeddings.OpenAiEmbeddings(**vectors),
+        "/v1/rerank": ranking,
+        "/rerank": ranking,
         "/v1/messages": anthropic.Messages(answerer=answerer, max_body_bytes=max_body_bytes),
         "/v1/messages/count_tokens": anthropic.CountTokens(
             answerer=answerer, max_body_bytes=max_body_bytes

@@ -19,7 +19,7 @@ from appliance.model import InstalledModel
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 from hwprobe.errors import GgufError
-from hwprobe.gguf import GgufArray, GgufHeader, read_header
+from hwprobe.gguf import GgufArray, GgufHeader, model_profile, read_header
 from server.detection import detect_output
 from server.errors import (
     BadRequestError,
@@ -48,12 +48,14 @@ class Traits:
         fim: ids of the fill-in-the-middle tokens (prefix, suffix, middle), or ``None``.
         jinja: the chat template, or ``None``.
         embeds: it makes embeddings and completes nothing.
+        normalizes: the deprecated call for embeddings scales its vectors to length one.
         size_label: parameter count as ``8.0B``.
     """
 
     fim: tuple[int, int, int] | None
     jinja: str | None
     embeds: bool
+    normalizes: bool
     size_label: str
 
 
@@ -82,6 +84,16 @@ class ServedModel:
         """What a runner is shared by: the weights and the adapters."""
         adapters = (path.name for path in self.installed.adapters)
         return "+".join((self.installed.model_path.name, *adapters))
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it scores documents instead of making vectors."""
+        return self.installed.profile.pooling == "rank"
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the deprecated call for embeddings scales its vectors to length one."""
+        return self.traits.normalizes
 
     def can(self, capability: str) -> bool:
         """Whether the model has this capability, in Ollama's words."""
@@ -275,10 +287,12 @@ def _traits(model_path: Path) -> Traits:
     template = header.metadata.get("tokenizer.chat_template")
     jinja = template if isinstance(template, str) and template.strip() else None
     architecture = header.string("general.architecture", "")
+    pooling = f"{architecture}.pooling_type"
     return Traits(
         fim=_fim(header),
         jinja=jinja,
-        embeds=f"{architecture}.pooling_type" in header.metadata,
+        embeds=pooling in header.metadata or model_profile(header).pools,
+        normalizes=_normalizes(header, architecture),
         size_label=_size_label(sum(tensor.element_count for tensor in header.tensors)),
     )
 
@@ -299,6 +313,15 @@ def _output(
     """Cached as `_choice`, and for its reason."""
     choice = _choice(model_path, layer, go_templates)
     return detect_output(choice, override=override, parser=parser)
+
+
+def _normalizes(header: GgufHeader, architecture: str) -> bool:
+    """As Ollama does: never without pooling; these two only if their file says so."""
+    if not header.metadata.get(f"{architecture}.pooling_type"):
+        return False
+    if architecture in {"bert", "nomic-bert"}:
+        return header.metadata.get(f"{architecture}.normalize_embeddings") is True
+    return True
 
 
 def _fim(header: GgufHeader) -> tuple[int, int, int] | None:

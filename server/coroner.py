@@ -72,11 +72,12 @@ class Coroner:
         self._in_flight: dict[int, Counter[str]] = {}
         self._second_tries: dict[str, threading.Lock] = {}
 
-    def mark(self, model: str, request: protocol.Generate) -> str:
+    def mark(self, model: str, request: protocol.Generate | protocol.Embed) -> str:
         """The mark of a request for a model; what only chance or length depend on is left out."""
-        sampling = replace(request.sampling, seed=0, num_predict=0)
-        same = replace(request, id=0, sampling=sampling, tenant="", scope="")
-        text = protocol.encode(same)
+        if isinstance(request, protocol.Generate):
+            sampling = replace(request.sampling, seed=0, num_predict=0)
+            request = replace(request, sampling=sampling)
+        text = protocol.encode(replace(request, id=0, tenant="", scope=""))
         digest = hmac.new(self._key, model.encode() + b"\0" + text, hashlib.sha256)
         return digest.hexdigest()[:_MARK_CHARACTERS]
 

@@ -32,6 +32,7 @@ from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
 from server.coroner import Coroner
+from server.embedder import Embedder
 from server.jobs import Jobs
 from server.listener import Listener, ListenerLimits, bind, bind_unix, threads_needed
 from server.planner import Machines, Planner
@@ -122,9 +123,12 @@ class LiveServer:
         drain_s: float = 5.0,
         create: Literal["any", "signed", "off"] = "any",
         upload: UploadLimits | None = None,
+        engine: bool = False,
     ) -> None:
+        """``engine`` runs the real engine instead of the script."""
         tmp_path.mkdir(parents=True, exist_ok=True)
         self._script = tmp_path / "script.json"
+        self._engine = engine
         self.say(**(script or {"words": ["Hello ", "world"]}))
         self.store = Store(Paths(tmp_path / "store"))
         if not self.store.names():
@@ -140,19 +144,26 @@ class LiveServer:
             limits=SchedulerLimits(max_queue=max_queue),
         )
         catalogue = Catalogue(self.store, go_templates=server.go_template)
+        planner = Planner(config=replace(config, server=server), machines=Machines(lambda: MACHINE))
         self.answerer = Answerer(
             catalogue=catalogue,
             scheduler=self.scheduler,
-            planner=Planner(
-                config=replace(config, server=server), machines=Machines(lambda: MACHINE)
-            ),
+            planner=planner,
             max_requests=max_in_flight + max_queue,
+            request_timeout_s=server.request_timeout_s,
+        )
+        embedder = Embedder(
+            catalogue=catalogue,
+            scheduler=self.scheduler,
+            planner=planner,
+            admission=self.answerer.admission,
             request_timeout_s=server.request_timeout_s,
         )
         guard = GuardPolicy(loopback=True, hostname="edge-7", keys=keys or Keys())
         self.not_ready: list[str] = []
         self.app = create_app(
             answerer=self.answerer,
+            embedder=embedder,
             catalogue=catalogue,
             store=self.store,
             loaded=self.scheduler.loaded,
@@ -194,6 +205,8 @@ class LiveServer:
         self._script.write_text(json.dumps(script))
 
     def _start_runner(self, load: protocol.Load) -> Runner:
+        if self._engine:
+            return Runner.spawn(load)
         return Runner.spawn(load, command=fake_runner.command(self._script))
 
     def __enter__(self) -> Self:

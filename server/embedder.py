@@ -1,0 +1,271 @@
+"""Turn texts into vectors, and rank documents: find the model, load it, count the cost.
+
+The order of the checks is Ollama's: name, existence, options, load, load-only, texts.
+
+Rules:
+ * a job is computed whole or refused whole: one text that is too long refuses all;
+ * a runner that dies is tried once more on a fresh one;
+ * texts and vectors are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from server.answer import Admission, crashed, told
+from server.catalogue import Catalogue, ServedModel, read_reference
+from server.deadline import Deadline
+from server.errors import (
+    BadRequestError,
+    ClientGoneError,
+    ModelNotFoundError,
+    RunnerCrashedError,
+)
+from server.generation import Gone, Outcome, rows
+from server.options import resolve_options, resolve_timeout
+from server.planner import Planner
+from server.runner import protocol
+from server.scheduler import Demand, Lease, Scheduler
+
+LOG = logging.getLogger("satchel.server")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """Texts or token ids that are to become vectors; neither only loads the model.
+
+    Attributes:
+        model: as the client spelled it.
+        texts: what to embed.
+        tokens: token ids to embed as they are, instead of ``texts``.
+        options: load options; the others have no effect here.
+        keep_alive_s: ``None`` leaves it to the server.
+        truncate: cut texts that are too long instead of refusing them.
+        dimensions: length of the vectors; 0, or more than there are, leaves them whole.
+        normalize: scale them to length one; ``None`` does what the model's users are used to.
+        form: how they are written.
+        tenant: the label of the API key it came with.
+    """
+
+    model: str
+    texts: tuple[str, ...] = ()
+    tokens: tuple[tuple[int, ...], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive_s: float | None = None
+    truncate: bool = True
+    dimensions: int = 0
+    normalize: bool | None = True
+    form: protocol.VectorForm = "float32"
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankRequest:
+    """Documents that are to be put in order of their relevance to a query.
+
+    Attributes:
+        model, options, keep_alive_s, tenant: see `EmbedRequest`.
+        truncate: cut documents that are too long instead of refusing them.
+    """
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive_s: float | None = None
+    truncate: bool = True
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """What a job came to.
+
+    Attributes:
+        vectors: one text per vector, in the form that was asked for.
+        prompt_tokens: tokens computed, those around the texts included.
+        load_s: seconds until the model was there.
+        total_s: seconds in all.
+    """
+
+    vectors: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    load_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """Scores of documents, in the order of the documents; higher is more relevant."""
+
+    scores: tuple[float, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """On what a request waits and runs."""
+
+    demand: Demand
+    deadline: Deadline
+    gone: Gone
+
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.gone() or self.deadline.passed
+
+
+class Embedder:
+    """Embeds and ranks. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        scheduler: Scheduler,
+        planner: Planner,
+        admission: Admission,
+        request_timeout_s: float = 0.0,
+        isolated: bool = True,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            catalogue: finds models.
+            scheduler: lends runners.
+            planner: knows how to load.
+            admission: counts the requests that hold a thread, those that generate included.
+            request_timeout_s: longest time for any request; 0 means no limit.
+            isolated: requests of different API keys share nothing that was computed.
+            now_s: monotonic time in seconds.
+        """
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._planner = planner
+        self._admission = admission
+        self._request_timeout_s = request_timeout_s
+        self._isolated = isolated
+        self._now_s = now_s
+
+    def embed(self, request: EmbedRequest, gone: Gone) -> Embedded:
+        """Turn texts into vectors.
+
+        Raises:
+            ServerError: there will be no vectors.
+        """
+        started_s = self._now_s()
+        model = self._find(request.model)
+        if model.ranks:
+            raise BadRequestError(f'"{request.model}" does not support embed: it ranks documents')
+        terms = self._terms(model, request, started_s, gone)
+        if not (request.texts or request.tokens):
+            return self._only_load(model, terms, unload=request.keep_alive_s == 0)
+        normalize = request.normalize
+        command = protocol.Embed(
+            id=0,
+            texts=request.texts,
+            tokens=request.tokens,
+            truncate=request.truncate,
+            dimensions=request.dimensions,
+            normalize=model.normalizes if normalize is None else normalize,
+            form=request.form,
+            tenant=request.tenant,
+            scope=request.tenant if self._isolated else "",
+        )
+        done = self._run(terms, command)
+        return replace(done, total_s=self._now_s() - started_s)
+
+    def rerank(self, request: RerankRequest, gone: Gone) -> Ranked:
+        """Score documents.
+
+        Raises:
+            ServerError: there will be no scores.
+        """
+        started_s = self._now_s()
+        model = self._find(request.model)
+        if not model.ranks:
+            raise BadRequestError(f'"{request.model}" does not support rerank')
+        command = protocol.Embed(
+            id=0,
+            texts=request.documents,
+            query=request.query,
+            truncate=request.truncate,
+            normalize=False,
+            tenant=request.tenant,
+        )
+        done = self._run(self._terms(model, request, started_s, gone), command)
+        scores = tuple(float(json.loads(vector)[0]) for vector in done.vectors)
+        return Ranked(scores=scores, prompt_tokens=done.prompt_tokens)
+
+    def _find(self, text: str) -> ServedModel:
+        name = read_reference(text)
+        if name is None:
+            raise BadRequestError("model is required")
+        model = self._catalogue.find(name)
+        if model is None:
+            raise ModelNotFoundError(f'model "{text}" not found, try pulling it first')
+        return model
+
+    def _terms(
+        self,
+        model: ServedModel,
+        request: EmbedRequest | RerankRequest,
+        started_s: float,
+        gone: Gone,
+    ) -> _Terms:
+        _, load = resolve_options(model.installed.parameters, request.options)
+        limits_s = (self._request_timeout_s, resolve_timeout(request.options))
+        return _Terms(
+            demand=self._planner.demand(model, load, keep_alive_s=request.keep_alive_s),
+            deadline=Deadline.after(started_s, limits_s, self._now_s),
+            gone=gone,
+        )
+
+    def _only_load(self, model: ServedModel, terms: _Terms, *, unload: bool) -> Embedded:
+        if unload:
+            self._scheduler.unload(model.key)
+            return Embedded()
+        with self._admission.enter(), self._acquire(terms):
+            return Embedded()
+
+    def _acquire(self, terms: _Terms) -> Lease:
+        try:
+            return self._scheduler.acquire(terms.demand, gone=terms.over)
+        except ClientGoneError as error:
+            raise told(error, terms.deadline, terms.gone) from error
+
+    def _run(self, terms: _Terms, command: protocol.Embed) -> Embedded:
+        """Let a runner compute; once more if the first dies."""
+        with self._admission.enter():
+            try:
+                with self._acquire(terms) as lease:
+                    return _compute(lease, command, terms, again=False)
+            except RunnerCrashedError as error:
+                LOG.warning("%s: %s; trying once more", terms.demand.name, error)
+            try:
+                with self._acquire(terms) as lease:
+                    return _compute(lease, command, terms, again=True)
+            except RunnerCrashedError as error:
+                raise crashed(error) from error
+
+
+def _compute(lease: Lease, command: protocol.Embed, terms: _Terms, *, again: bool) -> Embedded:
+    vectors: list[str] = []
+    outcome = Outcome(deadline=terms.deadline)
+    mark = lease.coroner.mark(lease.key, command)
+    with lease.coroner.watching(
+        lease.runner.pid, mark, again=again, model=lease.key, gone=terms.over
+    ):
+        for row in rows(lease.runner.generate(command), terms.gone, outcome):
+            vectors += row.vectors
+    lease.coroner.answered(mark)
+    assert outcome.row is not None
+    return Embedded(
+        vectors=tuple(vectors), prompt_tokens=outcome.row.prompt_tokens, load_s=lease.load_s
+    )
