@@ -39,7 +39,7 @@ from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
 from server.coroner import Coroner
-from server.embedder import Embedder
+from server.desk import Desk
 from server.errors import ServerError
 from server.jobs import Jobs
 from server.listener import (
@@ -142,7 +142,7 @@ def _run(
         request_timeout_s=config.server.request_timeout_s,
         isolated=not config.cache.share_across_keys,
     )
-    embedder = Embedder(
+    desk = Desk(
         catalogue=catalogue,
         scheduler=scheduler,
         planner=planner,
@@ -173,7 +173,7 @@ def _run(
     listener = Listener(
         app=create_app(
             answerer=answerer,
-            embedder=embedder,
+            desk=desk,
             catalogue=catalogue,
             store=store,
             loaded=scheduler.loaded,

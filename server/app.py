@@ -23,13 +23,16 @@ from server.api import (
     openai,
     rerank,
     responses,
+    tokens,
 )
 from server.api.blobs import CreatePolicy
 from server.api.framing import JSON_TYPE, TEXT_TYPE, json_bytes
 from server.api.guard import Guard, GuardPolicy
 from server.api.health import Readiness
 from server.api.refusal import refusal
+from server.embedder import Embedder
 from server.errors import HeldBackError, ServerError, UnauthorizedError
+from server.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from appliance.store import Store
     from server.answer import Answerer
     from server.catalogue import Catalogue
-    from server.embedder import Embedder
+    from server.desk import Desk
     from server.jobs import Jobs
     from server.scheduler import LoadedModel
 
@@ -48,7 +51,7 @@ REQUEST_LOG = logging.getLogger("satchel.server.requests")
 def create_app(
     *,
     answerer: Answerer,
-    embedder: Embedder,
+    desk: Desk,
     catalogue: Catalogue,
     store: Store,
     loaded: Callable[[], tuple[LoadedModel, ...]],
@@ -66,7 +69,7 @@ def create_app(
 
     Args:
         answerer: generates.
-        embedder: makes vectors and ranks.
+        desk: lends runners for anything but text.
         catalogue: finds models.
         store: copies and deletes them.
         loaded: what is in memory, for ``ps``.
@@ -84,7 +87,8 @@ def create_app(
         "now_ns": now_ns,
         "max_body_bytes": max_body_bytes,
     }
-    vectors: dict[str, Any] = {"embedder": embedder, "max_body_bytes": max_body_bytes}
+    vectors: dict[str, Any] = {"embedder": Embedder(desk), "max_body_bytes": max_body_bytes}
+    lexing: dict[str, Any] = {"tokenizing": Tokenizing(desk), "max_body_bytes": max_body_bytes}
     ranking = rerank.Rerank(**vectors)
     routes: dict[str, object] = {
         "/": ollama.Heartbeat(),
@@ -100,6 +104,11 @@ def create_app(
         "/api/experimental/model-recommendations": cloud.Recommendations(catalogue),
         "/api/embed": embeddings.Embed(**vectors),
         "/api/embeddings": embeddings.Embeddings(**vectors),
+        "/api/tokenize": tokens.Tokenize(**lexing, durations=True),
+        "/api/detokenize": tokens.Detokenize(**lexing, durations=True),
+        "/tokenize": tokens.Tokenize(**lexing, durations=False),
+        "/detokenize": tokens.Detokenize(**lexing, durations=False),
+        "/apply-template": tokens.ApplyTemplate(answerer=answerer, max_body_bytes=max_body_bytes),
         "/api/tags": models.Tags(catalogue),
         "/api/ps": models.Ps(catalogue=catalogue, loaded=loaded, now_ns=now_ns),
         "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),

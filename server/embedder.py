@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.answer import Admission, crashed, told
-from server.catalogue import Catalogue, ServedModel, read_reference
-from server.deadline import Deadline
+from server.answer import crashed
+from server.catalogue import ServedModel
+from server.desk import Desk, Terms
 from server.errors import (
     BadRequestError,
-    ClientGoneError,
-    ModelNotFoundError,
     RunnerCrashedError,
 )
 from server.generation import Gone, Outcome, rows
-from server.options import resolve_options, resolve_timeout
-from server.planner import Planner
 from server.runner import protocol
-from server.scheduler import Demand, Lease, Scheduler
+from server.scheduler import Lease
 
 LOG = logging.getLogger("satchel.server")
 
@@ -107,51 +102,12 @@ class Ranked:
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Terms:
-    """On what a request waits and runs."""
-
-    demand: Demand
-    deadline: Deadline
-    gone: Gone
-
-    def over(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.gone() or self.deadline.passed
-
-
 class Embedder:
     """Embeds and ranks. All methods may be called from any thread."""
 
-    def __init__(
-        self,
-        *,
-        catalogue: Catalogue,
-        scheduler: Scheduler,
-        planner: Planner,
-        admission: Admission,
-        request_timeout_s: float = 0.0,
-        isolated: bool = True,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Put the parts together.
-
-        Args:
-            catalogue: finds models.
-            scheduler: lends runners.
-            planner: knows how to load.
-            admission: counts the requests that hold a thread, those that generate included.
-            request_timeout_s: longest time for any request; 0 means no limit.
-            isolated: requests of different API keys share nothing that was computed.
-            now_s: monotonic time in seconds.
-        """
-        self._catalogue = catalogue
-        self._scheduler = scheduler
-        self._planner = planner
-        self._admission = admission
-        self._request_timeout_s = request_timeout_s
-        self._isolated = isolated
-        self._now_s = now_s
+    def __init__(self, desk: Desk) -> None:
+        """Work with the models and runners of this desk."""
+        self._desk = desk
 
     def embed(self, request: EmbedRequest, gone: Gone) -> Embedded:
         """Turn texts into vectors.
@@ -159,11 +115,11 @@ class Embedder:
         Raises:
             ServerError: there will be no vectors.
         """
-        started_s = self._now_s()
-        model = self._find(request.model)
+        started_s = self._desk.now_s()
+        model = self._desk.find(request.model)
         if model.ranks:
             raise BadRequestError(f'"{request.model}" does not support embed: it ranks documents')
-        terms = self._terms(model, request, started_s, gone)
+        terms = self._desk.terms(model, request, started_s, gone)
         if not (request.texts or request.tokens):
             return self._only_load(model, terms, unload=request.keep_alive_s == 0)
         normalize = request.normalize
@@ -176,10 +132,10 @@ class Embedder:
             normalize=model.normalizes if normalize is None else normalize,
             form=request.form,
             tenant=request.tenant,
-            scope=request.tenant if self._isolated else "",
+            scope=request.tenant if self._desk.isolated else "",
         )
         done = self._run(terms, command)
-        return replace(done, total_s=self._now_s() - started_s)
+        return replace(done, total_s=self._desk.now_s() - started_s)
 
     def rerank(self, request: RerankRequest, gone: Gone) -> Ranked:
         """Score documents.
@@ -187,8 +143,8 @@ class Embedder:
         Raises:
             ServerError: there will be no scores.
         """
-        started_s = self._now_s()
-        model = self._find(request.model)
+        started_s = self._desk.now_s()
+        model = self._desk.find(request.model)
         if not model.ranks:
             raise BadRequestError(f'"{request.model}" does not support rerank')
         command = protocol.Embed(
@@ -199,63 +155,33 @@ class Embedder:
             normalize=False,
             tenant=request.tenant,
         )
-        done = self._run(self._terms(model, request, started_s, gone), command)
+        done = self._run(self._desk.terms(model, request, started_s, gone), command)
         scores = tuple(float(json.loads(vector)[0]) for vector in done.vectors)
         return Ranked(scores=scores, prompt_tokens=done.prompt_tokens)
 
-    def _find(self, text: str) -> ServedModel:
-        name = read_reference(text)
-        if name is None:
-            raise BadRequestError("model is required")
-        model = self._catalogue.find(name)
-        if model is None:
-            raise ModelNotFoundError(f'model "{text}" not found, try pulling it first')
-        return model
-
-    def _terms(
-        self,
-        model: ServedModel,
-        request: EmbedRequest | RerankRequest,
-        started_s: float,
-        gone: Gone,
-    ) -> _Terms:
-        _, load = resolve_options(model.installed.parameters, request.options)
-        limits_s = (self._request_timeout_s, resolve_timeout(request.options))
-        return _Terms(
-            demand=self._planner.demand(model, load, keep_alive_s=request.keep_alive_s),
-            deadline=Deadline.after(started_s, limits_s, self._now_s),
-            gone=gone,
-        )
-
-    def _only_load(self, model: ServedModel, terms: _Terms, *, unload: bool) -> Embedded:
+    def _only_load(self, model: ServedModel, terms: Terms, *, unload: bool) -> Embedded:
         if unload:
-            self._scheduler.unload(model.key)
+            self._desk.unload(model)
             return Embedded()
-        with self._admission.enter(), self._acquire(terms):
+        with self._desk.admission.enter(), self._desk.acquire(terms):
             return Embedded()
 
-    def _acquire(self, terms: _Terms) -> Lease:
-        try:
-            return self._scheduler.acquire(terms.demand, gone=terms.over)
-        except ClientGoneError as error:
-            raise told(error, terms.deadline, terms.gone) from error
-
-    def _run(self, terms: _Terms, command: protocol.Embed) -> Embedded:
+    def _run(self, terms: Terms, command: protocol.Embed) -> Embedded:
         """Let a runner compute; once more if the first dies."""
-        with self._admission.enter():
+        with self._desk.admission.enter():
             try:
-                with self._acquire(terms) as lease:
+                with self._desk.acquire(terms) as lease:
                     return _compute(lease, command, terms, again=False)
             except RunnerCrashedError as error:
                 LOG.warning("%s: %s; trying once more", terms.demand.name, error)
             try:
-                with self._acquire(terms) as lease:
+                with self._desk.acquire(terms) as lease:
                     return _compute(lease, command, terms, again=True)
             except RunnerCrashedError as error:
                 raise crashed(error) from error
 
 
-def _compute(lease: Lease, command: protocol.Embed, terms: _Terms, *, again: bool) -> Embedded:
+def _compute(lease: Lease, command: protocol.Embed, terms: Terms, *, again: bool) -> Embedded:
     vectors: list[str] = []
     outcome = Outcome(deadline=terms.deadline)
     mark = lease.coroner.mark(lease.key, command)

@@ -222,6 +222,24 @@ class Runner:
         )
         return self._call(message, protocol.Tokens).tokens
 
+    def lex(self, text: str, *, framed: bool, parse_special: bool) -> protocol.Tokens:
+        """The tokens of a text with their bytes. Raises as `tokenize` does.
+
+        Args:
+            text: the text.
+            framed: put all tokens around it that the model frames texts with.
+            parse_special: texts of control tokens become control tokens.
+        """
+        message = protocol.Tokenize(
+            id=next(self._ids),
+            text=text,
+            add_bos=False,
+            parse_special=parse_special,
+            framed=framed,
+            pieces=True,
+        )
+        return self._call(message, protocol.Tokens)
+
     def detokenize(self, tokens: tuple[int, ...]) -> str:
         """Turn token ids into text. Raises as `tokenize` does."""
         message = protocol.Detokenize(id=next(self._ids), tokens=tokens)

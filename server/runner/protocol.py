@@ -117,13 +117,24 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenize:
-    """Turn text into token ids; answered by `Tokens`."""
+    """Turn text into token ids; answered by `Tokens`.
+
+    Attributes:
+        id: chosen by the server.
+        text: the text.
+        add_bos: put a BOS in front where the model asks for one.
+        parse_special: texts of control tokens become control tokens.
+        framed: put all tokens around it that the model frames texts with, instead of the BOS.
+        pieces: tell the bytes of each token, too.
+    """
 
     op: Literal["tokenize"] = "tokenize"
     id: int
     text: str
     add_bos: bool = True
     parse_special: bool = True
+    framed: bool = False
+    pieces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,11 +237,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Answer to `Tokenize`."""
+    """Answer to `Tokenize`; ``pieces`` are the bytes of each token in hexadecimal."""
 
     ev: Literal["tokens"] = "tokens"
     id: int
     tokens: tuple[int, ...]
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +331,8 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             fields["tokens"] = tuple(tuple(ids) for ids in fields["tokens"])
         elif kind is Step:
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
+        if kind is Tokens:
+            fields["pieces"] = tuple(fields["pieces"])
         if "tokens" in fields:
             fields["tokens"] = tuple(fields["tokens"])
         return kind(**fields)

@@ -27,7 +27,7 @@ from server.runner.native import tell_aborts
 from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
 from server.runner.sampling import check_options
-from server.runner.texts import prepare_texts
+from server.runner.texts import pieces_of, prepare_texts, tokenized
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
 from server.runner.work import Work
 
@@ -167,7 +167,9 @@ class Service:
             case protocol.Cancel():
                 self._take_cancel(inbox, command.id)
             case protocol.Tokenize():
-                self._send(protocol.Tokens(id=command.id, tokens=_tokenize(engine, command)))
+                tokens = tokenized(engine, command)
+                pieces = pieces_of(engine, tokens) if command.pieces else ()
+                self._send(protocol.Tokens(id=command.id, tokens=tokens, pieces=pieces))
             case protocol.Detokenize():
                 known = (t for t in command.tokens if 0 <= t < engine.shape.vocabulary_size)
                 text = engine.vocabulary.detokenize(known)
@@ -260,14 +262,6 @@ def prepare(
         gate=gate,
         relaxed=relaxed,
     )
-
-
-def _tokenize(engine: Engine, command: protocol.Tokenize) -> tuple[int, ...]:
-    vocabulary = engine.vocabulary
-    if command.parse_special:
-        return vocabulary.prompt(command.text, add_bos=command.add_bos)
-    tokens = vocabulary.tokenize(command.text, special=False)
-    return vocabulary.with_bos(tokens) if command.add_bos else tokens
 
 
 def _sendable(text: str) -> str:

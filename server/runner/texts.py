@@ -1,4 +1,4 @@
-"""What is to be embedded or ranked, as tokens; in the I/O thread of a runner."""
+"""Texts as tokens: to be embedded or ranked, or because a client asks; in the I/O thread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from server.errors import EngineRefusedError
 from server.runner import protocol
 from server.runner.embedding import Frame, Job
 from server.runner.library import Engine
+from server.runner.vocabulary import Vocabulary
 
 
 def prepare_texts(engine: Engine, command: protocol.Embed) -> Job:
@@ -42,3 +43,27 @@ def prepare_texts(engine: Engine, command: protocol.Embed) -> Job:
         tenant=command.tenant,
         scope=command.scope,
     )
+
+
+def tokenized(engine: Engine, command: protocol.Tokenize) -> tuple[int, ...]:
+    """The tokens of a text, framed as it is wished."""
+    vocabulary = engine.vocabulary
+    if command.parse_special and not command.framed:
+        return vocabulary.prompt(command.text, add_bos=command.add_bos)
+    tokens = vocabulary.tokenize(command.text, special=command.parse_special)
+    if not command.framed:
+        return vocabulary.with_bos(tokens) if command.add_bos else tokens
+    frame = _known_frame(vocabulary)
+    return (*frame.opening, *tokens, *frame.closing)
+
+
+def pieces_of(engine: Engine, tokens: tuple[int, ...]) -> tuple[str, ...]:
+    """The bytes of tokens, in hexadecimal."""
+    return tuple(engine.vocabulary.whole_piece(token).hex() for token in tokens)
+
+
+def _known_frame(vocabulary: Vocabulary) -> Frame:
+    try:
+        return vocabulary.frame
+    except EngineRefusedError:
+        return Frame()

@@ -175,8 +175,12 @@ class FakeRunner:
             case protocol.Cancel():
                 self._cancel(message.id)
             case protocol.Tokenize():
-                ids = self._vocabulary.tokenize(message.text, add_bos=message.add_bos)
-                self._send(protocol.Tokens(id=message.id, tokens=ids))
+                ids = self._vocabulary.tokenize(
+                    message.text, add_bos=message.add_bos or message.framed
+                )
+                names = map(self._vocabulary.word, ids) if message.pieces else ()
+                pieces = tuple(name.encode().hex() for name in names)
+                self._send(protocol.Tokens(id=message.id, tokens=ids, pieces=pieces))
             case protocol.Detokenize():
                 text = "".join(map(self._vocabulary.word, message.tokens))
                 self._send(protocol.Text(id=message.id, text=text))

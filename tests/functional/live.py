@@ -32,7 +32,7 @@ from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
 from server.catalogue import Catalogue
 from server.coroner import Coroner
-from server.embedder import Embedder
+from server.desk import Desk
 from server.jobs import Jobs
 from server.listener import Listener, ListenerLimits, bind, bind_unix, threads_needed
 from server.planner import Machines, Planner
@@ -152,7 +152,7 @@ class LiveServer:
             max_requests=max_in_flight + max_queue,
             request_timeout_s=server.request_timeout_s,
         )
-        embedder = Embedder(
+        desk = Desk(
             catalogue=catalogue,
             scheduler=self.scheduler,
             planner=planner,
@@ -163,7 +163,7 @@ class LiveServer:
         self.not_ready: list[str] = []
         self.app = create_app(
             answerer=self.answerer,
-            embedder=embedder,
+            desk=desk,
             catalogue=catalogue,
             store=self.store,
             loaded=self.scheduler.loaded,
