@@ -33,8 +33,9 @@ from appliance.material import (
     LARGE,
     LargeFile,
     check_adapter,
+    in_order,
     put_together,
-    read_kind,
+    read_sent,
     read_weights,
 )
 from appliance.model import (
@@ -189,7 +190,9 @@ class _Making:
         adapters = [self._sent(name, digest) for name, digest in self.request.adapters]
         if any(file.kind != "adapter" for file in adapters):
             raise RequestError("adapters: expected a LoRA adapter in GGUF form, found another file")
-        return put_together(self.base.files() if self.base else (), (*sent, *adapters))
+        return put_together(
+            self.base.files() if self.base else (), (*self._merged(sent), *adapters)
+        )
 
     def _sent(self, name: str, digest_text: str) -> LargeFile:
         digest = Digest.parse(digest_text)
@@ -201,8 +204,32 @@ class _Making:
                 f'{name}: blob "{digest}" not found', hint="send it first: POST /api/blobs/DIGEST"
             ) from error
         self.tell({"status": "parsing GGUF"})
-        kind = read_kind(path, name)
-        return LargeFile(kind=kind, digest=digest, size_bytes=path.stat().st_size, new=True)
+        return read_sent(path, name, digest)
+
+    def _merged(self, sent: list[LargeFile]) -> list[LargeFile]:
+        """The files, those of a split model put together into one."""
+        shards = tuple(file for file in sent if file.shard)
+        if not shards:
+            return sent
+        if any(file.kind != "model" for file in shards):
+            raise RequestError("files: expected shards of a model, found others")
+        ordered = in_order(shards)
+        check_room(
+            self.shop.store.paths,
+            sum(file.size_bytes for file in shards),
+            self.shop.reserve_bytes,
+        )
+        names = weights.shard_names(len(ordered))
+        paths = [self.place.hold(*named) for named in zip(ordered, names, strict=True)]
+        target = self.place.directory / "merged.gguf"
+        status = {"status": f"merging {len(ordered)} shards", "digest": _NO_DIGEST}
+        weights.merge(paths[0], target, lambda done, total: self.tell(
+            {**status, "total": total, "completed": done}
+        ))  # fmt: skip
+        digest = file_digest(target, progress=lambda _: None)
+        self.place.keep(target, digest)
+        whole = LargeFile(kind="model", digest=digest, size_bytes=target.stat().st_size, new=True)
+        return [whole, *(file for file in sent if not file.shard)]
 
     def finished(self, files: tuple[LargeFile, ...]) -> tuple[tuple[LargeFile, ...], ModelProfile]:
         """The files as they will be stored, and what the weights say."""
@@ -216,6 +243,7 @@ class _Making:
         wanted = weights.read_quantization(wanted) if wanted else ""
         if model.new:
             self.tell({"status": "validating GGUF model"})
+            weights.check_layout(header, "weights")
             weights.check_engine(path, header, profile)
         if wanted and wanted != profile.quantization:
             model, profile = self._quantized(model, profile, wanted)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance import human
+from appliance import human, weights
 from appliance.choice import profile_of
 from appliance.errors import AppError, UnusableModelError, store_io
 from appliance.model import (
@@ -48,6 +48,7 @@ def check_weights(path: Path, artifact: Artifact, variant: Variant) -> None:
             metadata = _digest_of_head(path, header.data_offset_bytes)
     except GgufError as error:
         raise UnusableModelError(f"variant {variant.id}: {error}") from error
+    weights.check_layout(header, f"variant {variant.id}")
     signed = dict(profile_of(variant).identity())
     differing = [(name, value) for name, value in profile.identity() if signed[name] != value]
     if differing:

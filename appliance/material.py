@@ -27,12 +27,14 @@ class LargeFile:
         digest: of its bytes.
         size_bytes: its size.
         new: no installed model brought it.
+        shard: its place among so many files that are one model, from 0, or ``None``.
     """
 
     kind: str
     digest: Digest
     size_bytes: int
     new: bool = False
+    shard: tuple[int, int] | None = None
 
     @property
     def descriptor(self) -> Descriptor:
@@ -42,18 +44,30 @@ class LargeFile:
         )
 
 
-def read_kind(path: Path, called: str) -> str:
-    """What a file is: keys that llama.cpp's converters write say it.
+def read_sent(path: Path, called: str, digest: Digest) -> LargeFile:
+    """What a file is that a client sent: keys that llama.cpp's converters write say it.
 
     Args:
         path: the file.
         called: what its sender called it.
+        digest: of its bytes.
 
     Raises:
         RequestError: it is no GGUF file.
         UnusableModelError: it is a malformed one, or an adapter of another kind than LoRA.
     """
     header = read_gguf(path, called)
+    shards = header.integer("split.count", 0)
+    return LargeFile(
+        kind=_kind(header, called),
+        digest=digest,
+        size_bytes=header.file_size_bytes,
+        new=True,
+        shard=(header.integer("split.no", 0), shards) if shards > 1 else None,
+    )
+
+
+def _kind(header: GgufHeader, called: str) -> str:
     kind = header.metadata.get("general.type")
     if kind == "adapter" or "adapter.type" in header.metadata:
         if header.metadata.get("adapter.type") != "lora":
@@ -65,7 +79,7 @@ def read_kind(path: Path, called: str) -> str:
 
 
 def read_gguf(path: Path, called: str) -> GgufHeader:
-    """The header of a GGUF file; raises as `read_kind`."""
+    """The header of a GGUF file; raises as `read_sent`."""
     with store_io(f"read {called}"):
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
@@ -82,12 +96,29 @@ def read_gguf(path: Path, called: str) -> GgufHeader:
 
 
 def read_weights(path: Path, called: str) -> tuple[GgufHeader, ModelProfile]:
-    """Header and profile of a model's weights; raises as `read_kind`."""
+    """Header and profile of a model's weights; raises as `read_sent`."""
     header = read_gguf(path, called)
     try:
         return header, model_profile(header)
     except GgufError as error:
         raise UnusableModelError(f"{called}: {error}") from error
+
+
+def in_order(shards: tuple[LargeFile, ...]) -> tuple[Digest, ...]:
+    """The shards of one model in their order, whatever their names are.
+
+    Raises:
+        RequestError: some are missing, or they do not belong together.
+    """
+    places = {file.shard[0]: file.digest for file in shards if file.shard}
+    counts = {file.shard[1] for file in shards if file.shard}
+    expected = max(counts)
+    if len(counts) != 1 or len(places) != len(shards) or set(places) != set(range(expected)):
+        raise RequestError(
+            f"files: expected {expected} shards of one model, found {len(places)}",
+            hint="send every file of the split model",
+        )
+    return tuple(places[place] for place in range(expected))
 
 
 def check_adapter(path: Path, profile: ModelProfile) -> None:

@@ -35,7 +35,7 @@ class Workplace:
         self._made: dict[Digest, Path] = {}
 
     def hold(self, digest: Digest, name: str = "") -> Path:
-        """Keep a blob for as long as this lasts; where links cannot be made, hope.
+        """Keep a blob for as long as this lasts; where hard links cannot be made, only point to it.
 
         Args:
             digest: which one.
@@ -55,8 +55,8 @@ class Workplace:
             pass
         except FileNotFoundError:
             raise
-        except OSError:
-            held = blob
+        except OSError:  # no hard links here
+            held.symlink_to(blob)
         self._made.setdefault(digest, held)
         return held
 

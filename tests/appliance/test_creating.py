@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from appliance.cli import run
 from appliance.creating import Workshop, create
 from appliance.creation import CreateRequest
-from appliance.errors import OlderBundleError, SwitchedOffError
+from appliance.errors import OlderBundleError, SwitchedOffError, UnusableModelError
 from appliance.model import Creation, Origin, parse_origin
 from appliance.uploads import UploadLimits
 from bundler.format.digest import Digest
@@ -21,6 +21,7 @@ from bundler.format.name import ModelName
 from tests.appliance.killed_create import workshop
 from tests.appliance.sites import Desk
 from tests.fakes.forge import forge, tiny_model
+from tests.fakes.gguf_writer import tiny_llama_metadata, tiny_llama_tensors, write_gguf
 
 MADE = ModelName.parse("made")
 DEMO = ModelName.parse("demo")
@@ -145,3 +146,15 @@ def test_a_record_of_origin_reads_back(desk: Desk) -> None:
         Origin(provenance=provenance, creation=creation),
     ):
         assert parse_origin(origin.encode()) == origin
+
+
+def test_an_import_of_a_layout_of_ollamas_own_is_refused_by_name(desk: Desk) -> None:
+    folder = desk.medium / "foreign.gguf"
+    keys = {
+        key.replace("llama.", "gptoss."): value
+        for key, value in tiny_llama_metadata(**{"general.architecture": "gptoss"}).items()
+    }
+    data = write_gguf(folder, keys, tiny_llama_tensors()).read_bytes()
+    folder.unlink()
+    with pytest.raises(UnusableModelError, match="in Ollama's own layout"):
+        desk.carry(forge({"F32": data}))

@@ -12,7 +12,15 @@ import pytest
 
 from appliance.journal import Journal
 from bundler.format.name import ModelName
-from tests.fakes.gguf_writer import Tensor, write_gguf, write_tiny_llama
+from hwprobe.gguf import read_header
+from tests.fakes.gguf_writer import (
+    Tensor,
+    Typed,
+    tiny_llama_metadata,
+    tiny_llama_tensors,
+    write_gguf,
+    write_tiny_llama,
+)
 from tests.functional.live import LiveServer, put_model
 
 PARAMS = {"temperature": 0.5, "stop": ["END"], "top_k": 7}
@@ -350,3 +358,78 @@ def test_a_writer_that_holds_the_store_is_waited_for(server: LiveServer) -> None
     assert b'"success"' in response.read()
     connection.close()
     server.store.remove(ModelName.parse("late"))
+
+
+def shards(tmp_path: Path, count: int = 3) -> list[bytes]:
+    """A tiny model as so many files."""
+    tensors = tiny_llama_tensors()
+    step = -(-len(tensors) // count)
+    files = []
+    for place in range(count):
+        split = {
+            "split.no": Typed("uint16", place),
+            "split.count": Typed("uint16", count),
+            "split.tensors.count": Typed("int32", len(tensors)),
+        }
+        metadata = tiny_llama_metadata() if place == 0 else {"general.architecture": "llama"}
+        part = tensors[place * step : (place + 1) * step]
+        path = tmp_path / f"shard{place}.gguf"
+        files.append(write_gguf(path, {**metadata, **split}, part).read_bytes())
+    return files
+
+
+def test_a_split_model_becomes_one_whatever_its_files_are_called(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    sent = [send(server, data) for data in shards(tmp_path)]
+    files = dict(zip(("c.gguf", "b.gguf", "a.gguf"), sent, strict=True))
+    lines = server.lines("/api/create", model="whole", files=files)
+    assert lines[-1] == {"status": "success"}
+    assert "merging 3 shards" in statuses(lines)
+    model = server.store.resolve(ModelName.parse("whole"))
+    header = read_header(model.model_path)
+    assert {tensor.name for tensor in header.tensors} == {
+        tensor.name for tensor in tiny_llama_tensors()
+    }
+    assert not [key for key in header.metadata if key.startswith("split.")]
+    server.store.remove(model.name)
+
+
+def test_shards_that_are_not_one_model_are_refused(server: LiveServer, tmp_path: Path) -> None:
+    first, second, third = (send(server, data) for data in shards(tmp_path))
+    (tmp_path / "two").mkdir()
+    other, _ = (send(server, data) for data in shards(tmp_path / "two", count=2))
+    for files in ([first], [first, second], [other, second, third], [other]):
+        body = {"model": "x", "files": {f"{number}.gguf": one for number, one in enumerate(files)}}
+        status, answer = server.post("/api/create", stream=False, **body)
+        assert status == 400
+        assert "shards of one model, found" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "mark"),
+    [
+        ({"general.architecture": "gptoss"}, [], "llama.cpp calls the architecture gpt-oss"),
+        ({}, [Tensor("v.blk.0.attn_q.weight", (32, 4))], "vision tensors such as v.blk.0"),
+        ({}, [Tensor("mm.0.weight", (32, 4))], "projector tensors such as mm.0.weight inside"),
+    ],
+)
+def test_a_layout_of_ollamas_own_is_named(
+    server: LiveServer,
+    tmp_path: Path,
+    metadata: dict[str, Any],
+    tensors: list[Tensor],
+    mark: str,
+) -> None:
+    architecture = metadata.get("general.architecture", "llama")
+    keys = {
+        key.replace("llama.", f"{architecture}."): value
+        for key, value in tiny_llama_metadata(**metadata).items()
+    }
+    keys["tokenizer.ggml.model"] = "llama"
+    path = write_gguf(tmp_path / "m.gguf", keys, [*tiny_llama_tensors(), *tensors])
+    body = {"model": "x", "files": {"m.gguf": send(server, path.read_bytes())}}
+    status, answer = server.post("/api/create", stream=False, **body)
+    assert status == 400
+    assert f"{architecture} in Ollama's own layout" in answer["error"]
+    assert mark in answer["error"]
