@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import math
 import time
@@ -16,6 +17,7 @@ from server.api import (
     cloud,
     completions,
     create,
+    describe,
     embeddings,
     health,
     models,
@@ -128,6 +130,7 @@ def create_app(
         ),
         "/v1/models": openai.Models(catalogue),
         "/v1/models/{model:path}": openai.Model(catalogue),
+        "/openapi.json": describe.Describe(importlib.metadata.version("satchel")),
         "/healthz": health.Healthz(),
         "/readyz": health.Readyz(readiness),
     }

@@ -1,31 +1,13 @@
-"""The documented routes are the server's, and the layer around the application counts."""
+"""The layer around the application counts."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import falcon.inspect
 import pytest
 
 from server.app import Traffic
-from tests.functional.live import LiveServer
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "http-api.md"
-
-
-def test_documented_routes_are_those_of_the_server(tmp_path: Path) -> None:
-    with LiveServer(tmp_path) as server:
-        served = {
-            f"{method.method} {route.path.replace(':path', '')}"
-            for route in falcon.inspect.inspect_routes(server.app)
-            for method in route.methods
-            if not method.internal and method.method != "HEAD"
-        }
-    documented = set(re.findall(r"^## `(\w+ /\S*)`$", DOCUMENT.read_text(), re.MULTILINE))
-    assert documented == served
 
 
 def start_response(*_: Any) -> Any:
