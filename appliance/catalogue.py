@@ -161,6 +161,11 @@ class Catalogue:
         except FileNotFoundError as error:
             raise ModelMissingError(f"model '{name.short()}' not found") from error
 
+    def parts(self, name: ModelName) -> tuple[Descriptor, ...]:
+        """Every file of a model in exactly this spelling, each once; raises as `manifest`."""
+        parts = parse_image(self.manifest(name)).parts
+        return tuple({part.digest: part for part in parts}.values())
+
     def _load(self, name: ModelName) -> InstalledModel:
         data = self.manifest(name)
         image = parse_image(data)

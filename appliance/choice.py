@@ -28,10 +28,12 @@ class Wanted:
     Attributes:
         variants: ids to install; empty leaves the choice to placement.
         all_variants: install every variant.
+        models: of a bundle with several models only these; empty means all.
     """
 
     variants: tuple[str, ...] = ()
     all_variants: bool = False
+    models: tuple[ModelName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from appliance.errors import ServerRefusedError, ServerUnreachableError
 from appliance.settings import HostText
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to connect, not listen
+_PIECE_BYTES = 1 << 20
 _MAX_ANSWER_BYTES = 64 << 20
 """Longest line or body taken from the server; `show` with a template is far below 1 MiB."""
 
@@ -52,32 +54,75 @@ class Client:
 
         Closing the iterator closes the connection, which stops the answer. Raises as `get`, also
         between lines: an ``error`` line ends the stream, and an answer without its last line,
-        the one that is ``done``, has broken off.
+        the one that is ``done`` or a ``success``, has broken off.
         """
         done = False
         with self._call("POST", path, body) as response:
             while line := _line(response):
                 if line.strip():
                     row = _decode(line, response.status)
-                    done = bool(row.get("done"))
+                    done = bool(row.get("done")) or row.get("status") == "success"
                     yield row
         if not done:
             raise _broken_off()
+
+    def has(self, path: str) -> bool:
+        """Whether HEAD finds something; raises as `get`, but for what is not there."""
+        with self._answer("HEAD", path, None, {}) as response:
+            if response.status in {http.client.OK, http.client.NOT_FOUND}:
+                return response.status == http.client.OK
+            raise ServerRefusedError(
+                f"the server answered {response.status}", status=response.status
+            )
+
+    def send(self, path: str, file: Path, progress: Callable[[int], None]) -> None:
+        """POST a file as it is; raises as `get`.
+
+        Args:
+            path: where to.
+            file: what.
+            progress: told how many bytes have been sent.
+        """
+        size = file.stat().st_size
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        with (
+            file.open("rb") as opened,
+            self._answer("POST", path, _pieces(opened, progress), headers) as response,
+        ):
+            data = _read(response)
+            if response.status not in {http.client.OK, http.client.CREATED}:
+                _decode(data, response.status)
 
     @contextmanager
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = self._connection()
         headers = {"Accept": "application/json, application/x-ndjson"}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        data = None if body is None else json.dumps(body).encode()
+        with self._answer(method, path, data, headers) as response:
+            if response.status != http.client.OK:
+                _decode(_read(response), response.status)
+            yield response
+
+    @contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        data: bytes | Iterator[bytes] | None,
+        headers: Mapping[str, str],
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = self._connection()
+        named = dict(headers)
         if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
+            named["Authorization"] = f"Bearer {self.api_key}"
         try:
             try:
-                data = None if body is None else json.dumps(body).encode()
-                connection.request(method, self.address.path + path, data, headers)
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    # A server that refuses a body answers before it has read all of it.
+                    connection.request(method, self.address.path + path, data, named)
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 raise ServerUnreachableError(
@@ -85,8 +130,6 @@ class Client:
                     hint=f"looked at {self.address.host}:{self.address.port}",
                 ) from error
             with response:
-                if response.status != http.client.OK:
-                    _decode(_read(response), response.status)
                 yield response
         finally:
             connection.close()
@@ -96,6 +139,14 @@ class Client:
         if self.address.scheme == "https":
             return http.client.HTTPSConnection(host, self.address.port, timeout=self.timeout_s)
         return http.client.HTTPConnection(host, self.address.port, timeout=self.timeout_s)
+
+
+def _pieces(file: BinaryIO, progress: Callable[[int], None]) -> Iterator[bytes]:
+    sent = 0
+    while piece := file.read(_PIECE_BYTES):
+        yield piece
+        sent += len(piece)
+        progress(sent)
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

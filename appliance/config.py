@@ -77,6 +77,15 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeConfig:
+    """Table ``[exchange]``."""
+
+    pull: bool
+    sources: tuple[Path, ...]
+    export: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
     """Table ``[limits]``."""
 
@@ -118,6 +127,7 @@ class Config:
     store: StoreConfig
     trust: TrustConfig
     server: ServerConfig
+    exchange: ExchangeConfig
     limits: LimitsConfig
     cache: CacheConfig
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
@@ -171,6 +181,7 @@ class Config:
             store=StoreConfig(**_table("store", values)),
             trust=TrustConfig(**_table("trust", values)),
             server=ServerConfig(**_table("server", values)),
+            exchange=ExchangeConfig(**_table("exchange", values)),
             limits=LimitsConfig(**_table("limits", values)),
             cache=CacheConfig(**_table("cache", values)),
             models=MappingProxyType(models),

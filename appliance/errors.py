@@ -4,6 +4,8 @@ AppError                        1
 ├── ConfigError                 2  a setting is unknown, of the wrong type, or out of range
 ├── RequestError                2  what was asked for makes no sense for this bundle or store
 ├── ModelMissingError           1  no model of that name is installed
+├── PullError                   1  no source has that model, or none that may come in
+├── PushError                   1  that model cannot be carried out
 ├── StoreError                 15
 │   ├── StoreBusyError         15  another process is writing to the store
 │   ├── StoreCorruptError      15  a stored file is not what its name says
@@ -72,6 +74,14 @@ class RequestError(AppError):
 
 class ModelMissingError(AppError):
     """No model of that name is installed."""
+
+
+class PullError(AppError):
+    """No source has that model, or none that may come in."""
+
+
+class PushError(AppError):
+    """That model cannot be carried out."""
 
 
 class StoreError(AppError):

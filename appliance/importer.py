@@ -156,6 +156,7 @@ def _plan(admitted: Admitted, wanted: Wanted, site: Site, observer: Observer) ->
     choices = tuple(
         choose(model, site.machine, wish_for(site.config, model.name), wanted)
         for model in manifest.models
+        if not wanted.models or model.name in wanted.models
     )
     for choice in choices:
         observer.chosen(choice)

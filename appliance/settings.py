@@ -157,6 +157,10 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+def _paths(value: Any) -> tuple[Path, ...]:
+    return tuple(_path(part) for part in _texts(value))
+
+
 def _one_of(*allowed: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in allowed:
@@ -344,6 +348,20 @@ SETTINGS: tuple[Setting, ...] = (
     _row(
         "server", "reported_version", "0.33.0", _text, env=("SATCHEL_REPORTED_VERSION",),
         meaning="what `/api/version` answers; clients compare it with Ollama's releases",
+    ),
+    _row(
+        "exchange", "pull", True, _boolean, env=("SATCHEL_PULL",),
+        meaning="clients may pull: have a model installed that lies in a trusted bundle in one of "
+        "the sources",
+    ),
+    _row(
+        "exchange", "sources", (Path("/media"), Path("/run/media"), Path("/mnt")), _paths,
+        env=("SATCHEL_SOURCES",),
+        meaning="directories with bundles, and where media are mounted, for `pull`",
+    ),
+    _row(
+        "exchange", "export", None, _optional_path, env=("SATCHEL_EXPORT",),
+        meaning="directory that `push` copies models to; empty means that nothing is pushed",
     ),
     _row(
         "limits", "max_body", 64 * 2**20, _size, field="max_body_bytes",

@@ -1,7 +1,7 @@
 """Weights that are made or judged here: merged, quantized, and shown to the engine.
 
 The one module that may import packing's tools: what the connected side does to a model before it
-is signed, the appliance does to one that is made here (docs/adr/0011).
+is signed, the appliance does to one that is made here (docs/adr/0012).
 """
 
 from __future__ import annotations

@@ -214,6 +214,7 @@ def _run(
 def _create_policy(config: Config) -> CreatePolicy:
     return CreatePolicy(
         allowed=config.trust.create,
+        pull=config.exchange.pull,
         upload=UploadLimits(
             max_bytes=config.limits.max_blob_bytes, reserve_bytes=config.store.reserve_bytes
         ),

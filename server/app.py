@@ -19,6 +19,7 @@ from server.api import (
     create,
     describe,
     embeddings,
+    exchange,
     health,
     models,
     ollama,
@@ -116,6 +117,12 @@ def create_app(
         "/api/show": models.Show(catalogue=catalogue, max_body_bytes=max_body_bytes),
         "/api/copy": models.Copy(store=store, max_body_bytes=max_body_bytes),
         "/api/delete": models.Delete(store=store, max_body_bytes=max_body_bytes),
+        "/api/pull": exchange.Exchange(
+            "pull", jobs=jobs, allowed=creation.pull, max_body_bytes=max_body_bytes
+        ),
+        "/api/push": exchange.Exchange(
+            "push", jobs=jobs, allowed=True, max_body_bytes=max_body_bytes
+        ),
         "/api/create": create.Create(jobs=jobs, policy=creation, max_body_bytes=max_body_bytes),
         "/api/blobs/{digest:path}": blobs.Blob(store=store, policy=creation),
         "/v1/completions": completions.Completions(**shared),

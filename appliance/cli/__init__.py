@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import bundles, models, site, talk, upkeep
-from appliance.cli.frame import version
+from appliance.cli import bundles, making, models, site, talk, upkeep
 from appliance.errors import AppError
+from appliance.measuring import version
 from bundler.format.errors import BundleError, printable
 from hwprobe.errors import DoesNotFitError, GgufError, ProbeError
 
@@ -54,6 +54,7 @@ def version_command() -> None:
 
 bundles.add_to(app)
 models.add_to(app)
+making.add_to(app)
 upkeep.add_to(app)
 site.add_to(app)
 talk.add_to(app)

@@ -15,11 +15,11 @@ from appliance.cli.frame import (
     StoreOption,
     load_config,
     print_json,
-    this_site,
 )
 from appliance.cli.screen import Screen
 from appliance.errors import RequestError
 from appliance.importer import import_bundle
+from appliance.measuring import this_site
 from appliance.receipt import Receipt
 from appliance.site import Request
 from appliance.verify import Report, verify_bundle

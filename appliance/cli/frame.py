@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,17 +13,11 @@ import typer
 from appliance.client import Client
 from appliance.config import Config
 from appliance.errors import RequestError
-from appliance.journal import timestamp
 from appliance.layout import Paths
 from appliance.settings import HostText, read_host
-from appliance.site import Site
 from appliance.store import Store
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
-from hwprobe.engine import engine_info
-from hwprobe.errors import EngineCheckError
-from hwprobe.inventory import take_inventory
-from hwprobe.machine import Machine
 
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="The store; else SATCHEL_STORE, else the file.")
@@ -38,11 +29,6 @@ HostOption = Annotated[
     str | None, typer.Option("--host", help="The server, as HOST[:PORT]; else SATCHEL_HOST.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-
-
-def version() -> str:
-    """Of this release."""
-    return importlib.metadata.version("satchel")
 
 
 def load_config(
@@ -65,29 +51,6 @@ def load_config(
 def open_store(config: Config) -> Store:
     """The store the configuration names; it need not exist."""
     return Store(Paths(config.store.path))
-
-
-def this_site(config: Config) -> Site:
-    """Where an import would happen, measured now."""
-    return Site(
-        store=open_store(config),
-        config=config,
-        machine=_machine(config.store.path),
-        now=timestamp(time.time()),
-        version=version(),
-    )
-
-
-def _machine(store: Path) -> Machine:
-    """This machine; the engine is asked about GPUs only where there are some."""
-    existing = next(path for path in (store, *store.parents) if path.is_dir())
-    machine = take_inventory(disk_path=existing)
-    if not machine.gpus:
-        return machine
-    try:
-        return replace(machine, engine_offload=engine_info().gpu_offload)
-    except EngineCheckError:
-        return machine  # an engine that does not start plans with no GPU
 
 
 def server(config: Config, host: str | None) -> Client:

@@ -78,7 +78,7 @@ def _shown(field: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return str(value)
 
 
@@ -86,7 +86,9 @@ def _config_json(config: Config) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
             return str(value)
-        return list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            return [str(one) if isinstance(one, Path) else one for one in value]
+        return value
 
     return {
         "settings": {

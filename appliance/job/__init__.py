@@ -24,7 +24,7 @@ from appliance.errors import (
 )
 from bundler.format.errors import NoSpaceError as MediumFullError
 
-Verb = Literal["create"]
+Verb = Literal["create", "pull", "push"]
 
 MODULE = "appliance.job"
 _STATUS: tuple[tuple[type[Exception], int], ...] = (

@@ -15,12 +15,16 @@ from typing import Any
 from appliance.config import Config
 from appliance.creating import Workshop, create
 from appliance.creation import CreateRequest
-from appliance.errors import AppError
+from appliance.errors import AppError, ModelMissingError
 from appliance.job import JobRequest, failure
 from appliance.journal import timestamp
 from appliance.layout import Paths
+from appliance.measuring import this_site
+from appliance.pulling import pull
+from appliance.pushing import push
 from appliance.store import Store
 from bundler.format.errors import BundleError
+from bundler.format.name import ModelName
 from hwprobe.errors import ProbeError
 
 _PR_SET_PDEATHSIG = 1
@@ -44,7 +48,35 @@ def _run(request: JobRequest) -> None:
         environ=os.environ,
         flags=request.flags,
     )
-    create(CreateRequest.from_json(request.body), _workshop(config), _tell)
+    match request.verb:
+        case "create":
+            _create(CreateRequest.from_json(request.body), config)
+        case "pull":
+            pull(str(request.body["model"]), this_site(config), _tell)
+        case "push":
+            store = Store(Paths(config.store.path))
+            push(str(request.body["model"]), store, config.exchange.export, _tell)
+
+
+def _create(request: CreateRequest, config: Config) -> None:
+    """Make a model; a base that is not here is looked for where ``pull`` looks."""
+    shop = _workshop(config)
+    if request.base and config.exchange.pull and not _is_here(request.base, shop.store):
+        pull(request.base, this_site(config), _tell_but_success)
+    create(request, shop, _tell)
+
+
+def _is_here(text: str, store: Store) -> bool:
+    try:
+        store.resolve(ModelName.parse(text))
+    except ModelMissingError:
+        return False
+    return True
+
+
+def _tell_but_success(event: Mapping[str, Any]) -> None:
+    if event != {"status": "success"}:
+        _tell(event)
 
 
 def _workshop(config: Config) -> Workshop:

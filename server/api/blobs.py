@@ -40,10 +40,12 @@ class CreatePolicy:
     Attributes:
         allowed: ``trust.create``: anything, models made from signed ones, or nothing.
         upload: limits of one blob.
+        pull: ``exchange.pull``: whether they may pull.
     """
 
     allowed: Literal["any", "signed", "off"]
     upload: UploadLimits
+    pull: bool = True
 
     def refuse_unless(self, *, files: bool) -> None:
         """Refuse what the site's policy does not allow.

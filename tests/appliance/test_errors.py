@@ -17,6 +17,8 @@ from appliance.config import Config
 from appliance.creating import create
 from appliance.creation import CreateRequest
 from appliance.errors import AppError
+from appliance.pulling import pull
+from appliance.pushing import push
 from appliance.settings import HostText
 from appliance.trust import TrustPolicy, save_policy
 from appliance.uploads import UploadLimits
@@ -110,6 +112,8 @@ REACHED: dict[str, Callable[[Desk], object]] = {
     "ConfigError": lambda _: Config.load(environ={"SATCHEL_PORT": "x"}),
     "RequestError": lambda desk: desk.carry(forge(), variants=("none",)),
     "ModelMissingError": lambda desk: desk.store.resolve(DEMO),
+    "PullError": lambda desk: pull("absent", desk.site, lambda _: None),
+    "PushError": lambda desk: push("absent", desk.store, desk.medium, lambda _: None),
     "StoreBusyError": _busy,
     "StoreCorruptError": _corrupt,
     "StoreAccessError": _no_access,

@@ -123,6 +123,9 @@ class LiveServer:
         drain_s: float = 5.0,
         create: Literal["any", "signed", "off"] = "any",
         upload: UploadLimits | None = None,
+        pull: bool = True,
+        sources: tuple[Path, ...] = (),
+        export: Path | None = None,
         engine: bool = False,
     ) -> None:
         """``engine`` runs the real engine instead of the script."""
@@ -172,7 +175,9 @@ class LiveServer:
             version="0.33.0",
             max_body_bytes=max_body_bytes,
             creation=CreatePolicy(
-                allowed=create, upload=upload or UploadLimits(max_bytes=0, reserve_bytes=0)
+                allowed=create,
+                upload=upload or UploadLimits(max_bytes=0, reserve_bytes=0),
+                pull=pull,
             ),
             jobs=Jobs.of(
                 None,
@@ -180,6 +185,8 @@ class LiveServer:
                     "store.path": str(self.store.paths.root),
                     "store.reserve": upload.reserve_bytes if upload else 0,
                     "trust.create": create,
+                    "exchange.sources": [str(path) for path in sources],
+                    "exchange.export": str(export) if export else "",
                 },
             ),
         )

@@ -140,9 +140,12 @@ def test_what_makes_no_sense_is_400(server: LiveServer, body: dict[str, Any], te
     assert server.store.names() == (ModelName.parse("base"), ModelName.parse("tiny"))
 
 
-def test_a_base_that_is_not_there_is_404(server: LiveServer) -> None:
-    status, answer = server.post("/api/create", model="x", **{"from": "absent"})
-    assert (status, answer) == (404, {"error": "model 'absent:latest' not found"})
+def test_a_base_that_is_nowhere_is_refused_in_ollamas_words(server: LiveServer) -> None:
+    lines = server.lines("/api/create", **{"model": "x", "from": "absent"})
+    text = "pull model manifest: file does not exist"
+    assert lines == [{"status": "pulling manifest"}, {"error": text}]
+    status, answer = server.post("/api/create", stream=False, **{"model": "x", "from": "absent"})
+    assert (status, answer) == (500, {"error": text})
 
 
 def test_a_cloud_base_is_403(server: LiveServer) -> None:

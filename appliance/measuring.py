@@ -1,0 +1,46 @@
+"""The site as it is now: its store, its machine, the time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from appliance.config import Config
+from appliance.journal import timestamp
+from appliance.layout import Paths
+from appliance.site import Site
+from appliance.store import Store
+from hwprobe.engine import engine_info
+from hwprobe.errors import EngineCheckError
+from hwprobe.inventory import take_inventory
+from hwprobe.machine import Machine
+
+
+def version() -> str:
+    """Of this release."""
+    return importlib.metadata.version("satchel")
+
+
+def this_site(config: Config) -> Site:
+    """Where an import would happen, measured now."""
+    return Site(
+        store=Store(Paths(config.store.path)),
+        config=config,
+        machine=_machine(config.store.path),
+        now=timestamp(time.time()),
+        version=version(),
+    )
+
+
+def _machine(store: Path) -> Machine:
+    """This machine; the engine is asked about GPUs only where there are some."""
+    existing = next(path for path in (store, *store.parents) if path.is_dir())
+    machine = take_inventory(disk_path=existing)
+    if not machine.gpus:
+        return machine
+    try:
+        return replace(machine, engine_offload=engine_info().gpu_offload)
+    except EngineCheckError:
+        return machine  # an engine that does not start plans with no GPU
