@@ -40,7 +40,8 @@ from bundler.site import read_site, site_lines
 from bundler.source.gguf_file import open_gguf
 from bundler.source.ollama_store import default_stores
 from bundler.source.opening import Access, open_source
-from bundler.source.reference import Reference, parse_reference
+from bundler.source.reference import Reference, RegistryReference, parse_reference
+from bundler.source.registry import Login, read_logins
 from hwprobe.errors import GgufError, ProbeError
 from hwprobe.quantity import Bytes
 
@@ -51,6 +52,10 @@ _EXIT_USAGE: Final = 2
 _EXIT_MALFORMED: Final = 10
 _EXIT_INTERRUPTED: Final = 130
 _MAX_TEXT_BYTES: Final = 4 << 20
+_FROM: Final = (
+    "Instead of a path: ollama:NAME[:TAG], hf:ORG/REPO[:QUANT][@REVISION], "
+    "or oci:HOST/REPO[:TAG|@DIGEST]."
+)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -112,12 +117,20 @@ def pack(
     ] = None,
     *,
     from_: Annotated[
-        str, typer.Option("--from", metavar="SOURCE", help="Instead: ollama:NAME[:TAG].")
+        str,
+        typer.Option("--from", metavar="SOURCE", help=_FROM),
     ] = "",
     store: Annotated[
         Path | None,
         typer.Option(help="Ollama's models directory.  [default: where Ollama looks]"),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Keeps what oci: downloads.  [default: ~/.cache/satchel]"),
+    ] = None,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="Ask the oci: registry without TLS.")
+    ] = False,
     name: Annotated[
         str,
         typer.Option(
@@ -212,7 +225,13 @@ def pack(
     check_request(request)
     with tempfile.TemporaryDirectory(prefix="satchel-source-", dir=work) as made:
         stores = (store,) if store else default_stores(os.environ, Path.home())
-        access = Access(stores=stores, work=Path(made))
+        access = Access(
+            stores=stores,
+            cache=cache or Path.home() / ".cache" / "satchel",
+            logins=_logins() if isinstance(named, RegistryReference) else {},
+            plain_http=plain_http,
+            work=Path(made),
+        )
         packed = _pack(request, named, access, seq, counter_file(key[0]))
     done = "already there, every byte checked" if packed.was_there else "packed and read back"
     print(f"{done}: {Bytes(packed.manifest.totals.stored_bytes)} in {packed.directory}")
@@ -291,6 +310,18 @@ def _name(text: str, named: Path | Reference) -> ModelName:
     if found is None:
         raise typer.BadParameter("missing option '--name'")
     return found
+
+
+def _logins() -> dict[str, Login]:
+    """Logins of registries, as docker and podman keep them; the first file that is there."""
+    given = os.environ.get("REGISTRY_AUTH_FILE", "")
+    folder = os.environ.get("DOCKER_CONFIG", "")
+    places = [Path(given)] if given else []
+    places.append((Path(folder) if folder else Path.home() / ".docker") / "config.json")
+    for place in places:
+        if place.is_file():
+            return read_logins(read_bounded(place, max_bytes=_MAX_TEXT_BYTES))
+    return {}
 
 
 def _check_medium(out: Path) -> None:

@@ -85,13 +85,15 @@ class Image:
         data: its bytes.
         config: the config blob, if there is one.
         layers: those a bundle can carry, in order.
-        is_plain: Ollama's own, and every layer is carried as it is: the id can be kept.
+        is_ollama: every layer has one of Ollama's media types.
+        is_plain: Ollama's, and every layer is carried as it is: the id can be kept.
         warnings: what is left out.
     """
 
     data: bytes
     config: Layer | None
     layers: tuple[Layer, ...]
+    is_ollama: bool
     is_plain: bool
     warnings: tuple[str, ...] = ()
 
@@ -154,6 +156,7 @@ def parse_image(data: bytes, called: str) -> Image:
         data=data,
         config=config if ollama else None,
         layers=used,
+        is_ollama=ollama,
         is_plain=ollama and single and not both and "prompt" not in kinds and not left_out,
         warnings=tuple(f"the {kind} layer is left out" for kind in left_out),
     )

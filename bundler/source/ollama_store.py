@@ -101,12 +101,12 @@ def image_material(
         ) from error
     check_layout(header, origin.uri)
     warnings += layout_warnings(header)
-    config = _config(image, files, warnings)
+    config = _config(image, files, warnings) if image.is_ollama else None
     layers = tuple(_small_layers(image, files))
     kept = None
     if config is not None and image.is_plain and can_carry(image.data, config):
         kept = OllamaImage(manifest=image.data, config=config)
-    else:
+    elif image.is_ollama:
         warnings.append("the model gets another id on the target; its files keep their digests")
     projector = image.one("projector")
     return Material(

@@ -24,6 +24,7 @@ OWNERS = {
     "llguidance": {"server.runner.grammar"},
     "gguf": {"bundler.convert.writing"},
     "safetensors": {"bundler.convert.tensors"},
+    "huggingface_hub": {"bundler.source.hub"},
     "waitress": {"server.arriving", "server.connection", "server.listener"},
 }
 """Third-party package → the only modules that import it (docs/architecture.md)."""

@@ -11,7 +11,7 @@ from bundler.cli import run
 from bundler.errors import ForeignLayoutError, PackError, SourceDamagedError
 from bundler.progress import Silent
 from bundler.source.layouts import foreign_layout, layout_warnings
-from bundler.source.opening import open_path
+from bundler.source.local import open_path
 from bundler.source.split import merge, merged_name, read_shards, shard_names
 from hwprobe.errors import GgufError
 from hwprobe.gguf import read_header

@@ -1,0 +1,59 @@
+"""A model that stands on this computer: a GGUF file, shards of one, or safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from bundler.convert.directory import CONFIG, convert_directory, is_checkpoint
+from bundler.errors import PackError
+from bundler.format.manifest import Source
+from bundler.progress import Progress
+from bundler.recipe import source_digest
+from bundler.source.layouts import check_layout, layout_warnings
+from bundler.source.licences import licence_layers
+from bundler.source.material import Material
+from bundler.source.split import merge, merged_name, read_shards
+
+
+def open_path(path: Path, work: Path, progress: Progress) -> Material:
+    """A GGUF file, one shard of a split one, or a checkpoint's directory."""
+    if path.is_dir():
+        return open_directory(path, work, progress)
+    shards = read_shards(path)
+    check_layout(shards[0].header, str(path))
+    weights = path
+    if len(shards) > 1:
+        weights = work / "merged.gguf"
+        merge(shards, weights, progress)
+    return Material(
+        weights=weights,
+        origin=Source(
+            # Of a path only the name goes into the statement: the rest is this computer's affair.
+            uri=f"file:{quote(merged_name(path.name))}",
+            revision="",
+            digest=source_digest(weights, progress),
+        ),
+        warnings=layout_warnings(shards[0].header),
+    )
+
+
+def open_directory(directory: Path, work: Path, progress: Progress) -> Material:
+    """A directory of safetensors, tokenizer and configuration, converted to GGUF."""
+    if not is_checkpoint(directory):
+        raise PackError(
+            f"{directory}: expected a GGUF file or a directory with {CONFIG}, found neither",
+            hint="of a split GGUF file name one of the shards",
+        )
+    weights = work / "converted.gguf"
+    made = convert_directory(directory, weights, progress)
+    return Material(
+        weights=weights,
+        origin=Source(
+            uri=f"file:{quote(directory.resolve().name)}/",
+            revision="",
+            digest=source_digest(weights, progress),
+        ),
+        layers=licence_layers(directory),
+        warnings=made.warnings,
+    )
