@@ -2,6 +2,7 @@
 
 ProbeError
 ├── GgufError            a file is not the GGUF it claims to be
+├── AdapterError         an adapter does not go with its model
 ├── EngineCheckError     the engine's child process crashed, hung or refused
 ├── DoesNotFitError      no candidate fits this machine
 └── QuantityError        a text is not a byte quantity
@@ -45,6 +46,10 @@ class GgufError(ProbeError):
         self.offset = offset
         self.expected = expected
         self.found = found
+
+
+class AdapterError(ProbeError):
+    """An adapter is none, or does not go with the model; the message names what differs."""
 
 
 class EngineCheckError(ProbeError):

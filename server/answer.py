@@ -48,7 +48,7 @@ from server.errors import (
     ServerError,
 )
 from server.generation import Gone, Outcome, complete
-from server.options import resolve_options, resolve_timeout
+from server.options import check_adapters, resolve_options, resolve_timeout
 from server.output.stream import OutputStream
 from server.planner import Planner
 from server.prompt.gotemplate.prompt import PromptTemplate
@@ -241,6 +241,7 @@ class Answerer:
         elif isinstance(request, ChatRequest):
             _check_chat(request, model)
         sampling, load = resolve_options(model.installed.parameters, request.options)
+        check_adapters(sampling.lora, len(model.installed.adapters))
         limits_s = (self._request_timeout_s, resolve_timeout(request.options))
         if think is None and can_think:
             think = True

@@ -67,6 +67,8 @@ class SamplingOptions:
         stop: texts that end the answer; they are not part of it.
         mirostat: 0 off, 1 or 2; tau and eta belong to it.
         logit_bias: pairs of token id and bias added to its logit.
+        lora: pairs of an adapter's number and its scale; adapters that are not named count 0.
+            ``None`` applies them as the model was loaded.
     """
 
     temperature: float = 0.8
@@ -86,6 +88,7 @@ class SamplingOptions:
     num_keep: int = 4
     stop: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
+    lora: tuple[tuple[int, float], ...] | None = None
 
 
 ConstraintKind = Literal["json", "json_schema", "regex", "lark", "gbnf"]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from server.chat import LoadOptions, SamplingOptions
 from server.errors import BadRequestError
 
-Kind = Literal["integer", "float32", "boolean", "array", "bias"]
+Kind = Literal["integer", "float32", "boolean", "array", "bias", "lora"]
 
 INT32_MAX = (1 << 31) - 1
 RANDOM_SEED = -1
@@ -67,8 +67,9 @@ OPTIONS: Mapping[str, Rule] = {
     "mirostat_eta": Rule(kind="float32"),
     "stop": Rule(kind="array"),
     "logit_bias": Rule(kind="bias"),
+    "lora": Rule(kind="lora"),
 }
-"""Every option that has an effect. ``logit_bias`` and mirostat are ours."""
+"""Every option that has an effect. ``logit_bias``, ``lora`` and mirostat are ours."""
 
 REQUEST_TIMEOUT = "request_timeout"
 """Seconds after which the request is ended with what has been said. Ours; a request's alone."""
@@ -89,6 +90,9 @@ UNUSED = frozenset(
     }
 )
 """Options clients still send that have no effect here; their values are not looked at."""
+
+_MOST_SCALE = 1e6
+"""Of an adapter. Why: far beyond any use, and far from where 32-bit numbers end."""
 
 _MIN_NUM_CTX = 4
 """Ollama raises a smaller context to this."""
@@ -137,6 +141,8 @@ def _read(name: str, rule: Rule, value: Any) -> Any:
             return _texts(name, value)
         case "bias":
             return _bias(name, value)
+        case "lora":
+            return _scales(name, value)
         case "integer" | "float32":
             return _number(name, rule, value)
 
@@ -180,6 +186,31 @@ def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
             raise BadRequestError(f'option "{name}" must be an object of token ids and numbers')
         pairs.append((int(token), float(bias)))
     return tuple(pairs)
+
+
+def _scales(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """llama-server's form: a list of objects with ``id`` and ``scale``."""
+    pairs = []
+    for item in value if isinstance(value, list) else (None,):
+        number = item.get("id") if isinstance(item, Mapping) else None
+        scale = item.get("scale") if isinstance(item, Mapping) else None
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if not whole or not is_number(scale) or not abs(float(scale or 0)) <= _MOST_SCALE:
+            raise BadRequestError(f'option "{name}" must be an array of adapter ids and scales')
+        pairs.append((int(number or 0), float(scale or 0)))
+    return tuple(pairs)
+
+
+def check_adapters(lora: tuple[tuple[int, float], ...] | None, count: int) -> None:
+    """Refuse adapters a model does not have.
+
+    Raises:
+        BadRequestError: one of them is.
+    """
+    for number, _ in lora or ():
+        if not 0 <= number < count:
+            have = f"below {count}" if count else "of a model with adapters"
+            raise BadRequestError(f'option "lora": expected an adapter id {have}, found {number}')
 
 
 def _seed(seed: int) -> int:

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -17,9 +18,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from appliance.config import Config
+from hwprobe.adapter import adapted, check_adapter
 from hwprobe.engine import EngineRecords, checked_settings
-from hwprobe.errors import EngineCheckError, GgufError
-from hwprobe.gguf import model_profile, read_header
+from hwprobe.errors import AdapterError, EngineCheckError, GgufError
+from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.machine import Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
 from hwprobe.settings import EngineSettings, KvType
@@ -112,16 +114,20 @@ class Planner:
             model: which model.
             load: the load options of the model and the request.
             keep_alive_s: what the request says, if anything.
+
+        Raises:
+            LoadFailedError: an adapter of the model does not go with it.
         """
         table = self._config.model(model.installed.name)
         server = self._config.server
         if keep_alive_s is None:
             keep_alive_s = server.keep_alive_s if table.keep_alive_s is None else table.keep_alive_s
         wish = self._wish(model, load)
+        profile = _profile(model)
         return Demand(
             name=model.installed.name.short(),
             key=model.key,
-            plan=lambda reserved: self._plan(model, wish, reserved),
+            plan=lambda reserved: self._plan(profile, wish, reserved),
             model_path=model.installed.model_path,
             adapters=tuple((str(path), 1.0) for path in model.installed.adapters),
             wish=wish,
@@ -146,11 +152,35 @@ class Planner:
         """A request's threads, no more than processors: each token waits for the slowest."""
         return min(asked, self._machines.processors) if asked else None
 
-    def _plan(self, model: ServedModel, wish: Wish, reserved_bytes: Mapping[str, int]) -> Placement:
-        profile = model.installed.profile
+    def _plan(
+        self, profile: ModelProfile, wish: Wish, reserved_bytes: Mapping[str, int]
+    ) -> Placement:
         return place(
             self._machines.before(reserved_bytes),
             (Candidate(variant=profile.quantization, profile=profile),),
             wish,
             reserved_bytes=reserved_bytes,
         )
+
+
+def _profile(model: ServedModel) -> ModelProfile:
+    """What is to be placed: the model with its adapters."""
+    installed = model.installed
+    if not installed.adapters:
+        return installed.profile
+    try:
+        return _adapted(installed.model_path, installed.adapters)
+    except (AdapterError, GgufError) as error:
+        raise LoadFailedError(f"{installed.name.short()}: {error}", hint=error.hint) from error
+    except OSError as error:
+        raise LoadFailedError(f"{installed.name.short()}: cannot be read") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _adapted(model_path: Path, adapters: tuple[Path, ...]) -> ModelProfile:
+    """Cached by path: a blob's path holds its digest, and blobs never change."""
+    header = read_header(model_path)
+    headers = [read_header(path) for path in adapters]
+    for one in headers:
+        check_adapter(one, header)
+    return adapted(model_profile(header), headers)

@@ -154,6 +154,12 @@ class Fields:
         )
 
 
+def with_lora(fields: Fields) -> Mapping[str, Any]:
+    """The options of a request, with ``lora`` that llama-server's clients send beside them."""
+    options = fields.object("options").values
+    return {**options, "lora": fields.values["lora"]} if fields.has("lora") else options
+
+
 def whole_number(value: object) -> int | None:
     """A JSON number as an int (``3.0`` counts), or nothing where it is none of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.body import Fields, decode_base64
+from server.api.body import Fields, decode_base64, with_lora
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_tool, parse_top_logprobs
@@ -81,7 +81,7 @@ def sampling_options(fields: Fields, *, token_limits: Sequence[str]) -> dict[str
         fields: the body.
         token_limits: names of the limit of generated tokens; the last one that is there counts.
     """
-    options = dict(fields.object("options").values)
+    options = dict(with_lora(fields))
     for name in _PASSED_ON:
         if fields.has(name):
             options[name] = fields.values[name]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from server.chat import SamplingOptions
 from server.runner.embedding import Job
 from server.runner.gate import Gate
+from server.runner.turns import Scales
 from server.runner.work import Work
 
 PATIENCE_S = 0.06
@@ -24,6 +25,7 @@ class Arrival:
 
     Attributes:
         relaxed: what of its schema the grammar does not enforce.
+        adapters: the scale of each adapter.
     """
 
     work: Work
@@ -31,6 +33,7 @@ class Arrival:
     top_logprobs: int | None
     gate: Gate | None
     relaxed: tuple[str, ...] = ()
+    adapters: Scales = ()
 
 
 @dataclass(frozen=True, slots=True)

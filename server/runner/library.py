@@ -80,6 +80,7 @@ class Engine:
         vocabulary: its tokens.
         shape: what it can hold and do.
         batch: what `decode` computes.
+        scales: of its adapters, where a request asks for none.
         prefill_rate: tokens per second, as measured once after loading.
     """
 
@@ -104,7 +105,10 @@ class Engine:
             self._model = _load_model(model_path, settings, on_progress)
             self.vocabulary = Vocabulary(self._model)
             self._context = self._make_context(settings)
-            self._apply_adapters(adapters)
+            self._adapters = self._load_adapters([path for path, _scale in adapters])
+            self.scales = tuple(scale for _path, scale in adapters)
+            self._applied: tuple[float, ...] = ()
+            self.use_adapters(self.scales)
             self._memory = LIB.llama_get_memory(self._context)
             self.batch = Batch(int(LIB.llama_n_batch(self._context)))
             self._rows: Row | None = None
@@ -175,6 +179,24 @@ class Engine:
         """
         self._check(sequence)
         return self._copied(LIB.llama_get_embeddings_seq(self._context, sequence))
+
+    def use_adapters(self, scales: tuple[float, ...]) -> None:
+        """Apply the adapters at these scales from the next decode on; one scale for each.
+
+        Raises:
+            LoadFailedError: the engine cannot.
+        """
+        if scales == self._applied:
+            return
+        count = len(self._adapters)
+        if len(scales) != count:
+            raise ValueError(f"scales: expected {count}, found {len(scales)}")
+        kind = LIB.llama_adapter_lora_p_ctypes
+        pointers = (kind * count)(*(ctypes.cast(handle, kind) for handle in self._adapters))
+        values = (ctypes.c_float * count)(*scales)
+        if LIB.llama_set_adapters_lora(self._context, pointers, count, values) != 0:
+            raise _refused("the engine could not apply the adapters")
+        self._applied = scales
 
     def forget(self) -> None:
         """Empty the cache, if the model has one."""
@@ -266,21 +288,14 @@ class Engine:
             raise _refused("the engine could not make a context")
         return context
 
-    def _apply_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
-        if not adapters:
-            return
+    def _load_adapters(self, paths: Sequence[str]) -> list[Any]:
         handles = []
-        for path, _scale in adapters:
+        for path in paths:
             handle = LIB.llama_adapter_lora_init(self._model, path.encode())
             if not handle:
-                raise _refused(f"adapter {path}: not an adapter for this model")
+                raise _refused(f"adapter {Path(path).name}: not an adapter for this model")
             handles.append(handle)
-        pointers = (LIB.llama_adapter_lora_p_ctypes * len(handles))(
-            *(ctypes.cast(handle, LIB.llama_adapter_lora_p_ctypes) for handle in handles)
-        )
-        scales = (ctypes.c_float * len(handles))(*(scale for _path, scale in adapters))
-        if LIB.llama_set_adapters_lora(self._context, pointers, len(handles), scales) != 0:
-            raise _refused("the engine could not apply the adapters")
+        return handles
 
     def _measure(self, settings: EngineSettings, *, divisible: bool) -> Shape:
         cells = int(LIB.llama_n_ctx(self._context))

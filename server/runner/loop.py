@@ -22,6 +22,7 @@ from server.runner.library import Engine
 from server.runner.pace import Pace
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
+from server.runner.turns import Scales, Turns
 from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide
 
 
@@ -55,6 +56,8 @@ class Loop:
         self._suspects: list[int] = []
         self._shrink = 0
         self._texts = TextFeed()
+        self._turns = Turns()
+        self._scales: dict[int, Scales] = {}
         self._shows_hidden = False
         self._batching = Batching(
             Limits(
@@ -152,6 +155,7 @@ class Loop:
                 relaxed=arrival.relaxed,
                 clock=self._clock,
             )
+            self._scales[request] = arrival.adapters
             generation.admitted(run.cached)
             self._generations[request] = generation
 
@@ -189,13 +193,24 @@ class Loop:
 
     def _next_chunks(self) -> tuple[Chunk, ...]:
         budget = max(self._pace.budget(self._batching.decoding) >> self._shrink, 1)
-        chunks = self._batching.plan(budget)
+        chunks = self._in_turn(self._batching.plan(budget))
         while self._suspects:
             alone = tuple(chunk for chunk in chunks if chunk.id == self._suspects[0])
             if alone:
                 return alone
             del self._suspects[0]
         return chunks
+
+    def _in_turn(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        """Those requests of a step that use the adapters at the scales whose turn it is."""
+        usual = self._engine.scales
+        if not (usual and chunks):
+            return chunks
+        settings = [self._scales.get(chunk.id, usual) for chunk in chunks]
+        chosen = self._turns.next(settings)
+        self._engine.use_adapters(chosen)
+        pairs = zip(chunks, settings, strict=True)
+        return tuple(chunk for chunk, scales in pairs if scales == chosen)
 
     def _sample(self, chunks: tuple[Chunk, ...]) -> list[Row]:
         rows: list[Row] = []
@@ -279,6 +294,7 @@ class Loop:
 
     def _dismiss(self, request: int, *, keep: bool = True) -> None:
         self._generations.pop(request).close()
+        self._scales.pop(request, None)
         self._apply(self._batching.finish(request, keep=keep))
 
     def _apply(self, effects: Iterable[Effect]) -> None:

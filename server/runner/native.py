@@ -29,7 +29,8 @@ _KEPT_LINES = 20
 """Error lines kept for a message. Why: the engine explains a refusal in two or three."""
 
 _BUFFER = re.compile(
-    r"(?P<name>\S+)\s+(?:model|KV|RS|compute|output|LoRA) buffer size\s*=\s*(?P<mib>[\d.]+) MiB"
+    r"(?P<name>\S+)\s+(?P<kind>model|KV|RS|compute|output|LoRA) buffer size"
+    r"\s*=\s*(?P<mib>[\d.]+) MiB"
 )
 """How the engine reports a buffer. Source: llama-context, llama-kv-cache, llama-model (.cpp)."""
 
@@ -60,6 +61,7 @@ class EngineLog:
 
     def __init__(self, sink: Callable[[str], None]) -> None:
         self.memory: dict[str, int] = {}
+        self._computes: dict[str, int] = {}
         self.errors: deque[str] = deque(maxlen=_KEPT_LINES)
         self._sink = sink
         self._line = ""
@@ -80,13 +82,19 @@ class EngineLog:
         self.errors.clear()
         return text
 
+    def _count(self, name: str, kind: str, size: int) -> None:
+        """Add a buffer; a new plan of the graph replaces the compute buffer of the last."""
+        if kind == "compute":
+            size, self._computes[name] = size - self._computes.get(name, 0), size
+        self.memory[name] = self.memory.get(name, 0) + size
+
     def _flush(self) -> None:
         line, self._line = self._line.strip(), ""
         if not line:
             return
         if found := _BUFFER.search(line):
             size = int(float(found["mib"]) * _MIB_BYTES)
-            self.memory[found["name"]] = self.memory.get(found["name"], 0) + size
+            self._count(found["name"], found["kind"], size)
         if self._level == _LEVEL_ERROR:
             self.errors.append(line)
             self._sink(line)

@@ -323,6 +323,8 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             sampling = fields["sampling"]
             sampling["stop"] = tuple(sampling["stop"])
             sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
+            if sampling["lora"] is not None:
+                sampling["lora"] = tuple((number, scale) for number, scale in sampling["lora"])
             fields["sampling"] = SamplingOptions(**sampling)
             if fields["constraint"] is not None:
                 fields["constraint"] = _constraint(fields["constraint"])

@@ -28,6 +28,7 @@ from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
 from server.runner.sampling import check_options
 from server.runner.texts import pieces_of, prepare_texts, tokenized
+from server.runner.turns import scales_of
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
 from server.runner.work import Work
 
@@ -240,6 +241,7 @@ def prepare(
     prompt = fit_prompt(
         tokens, context_tokens=shape.context_tokens, keep=keep, truncate=command.truncate
     )
+    adapters = scales_of(sampling.lora, engine.scales)
     work = Work(
         id=command.id,
         prompt=prompt,
@@ -247,7 +249,7 @@ def prepare(
         keep=keep,
         slide=command.shift,
         tenant=command.tenant,
-        scope=command.scope,
+        scope=f"{command.scope} {adapters}" if adapters else command.scope,
     )
     gate: Gate | None = None
     relaxed: tuple[str, ...] = ()
@@ -259,6 +261,7 @@ def prepare(
         work=work,
         sampling=sampling,
         top_logprobs=command.top_logprobs,
+        adapters=adapters,
         gate=gate,
         relaxed=relaxed,
     )

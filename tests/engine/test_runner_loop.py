@@ -53,6 +53,7 @@ class Engine:
             "window_tokens": 0,
         }
         self.shape = Shape(**{**fields, **changes})
+        self.scales: tuple[float, ...] = ()
         self.prefill_rate = 1000.0
         self.vocabulary = SimpleNamespace(
             piece=lambda token: b"%d " % token,

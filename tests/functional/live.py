@@ -70,6 +70,7 @@ def put_model(
     header: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
     weights: bytes | None = None,
+    adapter: bytes | None = None,
 ) -> None:
     """Install a tiny model.
 
@@ -80,6 +81,7 @@ def put_model(
         template: its Jinja chat template.
         header: more header keys.
         texts: other layers by kind: ``system``, ``params``, ``template``, ``license`` and so on.
+        adapter: a LoRA file, if any.
         weights: a whole GGUF file to install instead; ``template`` and ``header`` do not count.
     """
     keys = {"general.name": name, **(header or {})}
@@ -88,6 +90,8 @@ def put_model(
     if weights is None:
         weights = write_tiny_llama(folder / "weights.gguf", **keys).read_bytes()
     parts = {"model": weights} | {kind: text.encode() for kind, text in (texts or {}).items()}
+    if adapter is not None:
+        parts["adapter"] = adapter
     with store.writing() as writer:
         layers = [
             Descriptor(media_type=LAYER_MEDIA + kind, digest=writer.put(data), size_bytes=len(data))
