@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,7 @@ from bundler.sequence import counter_file, remember, with_sequence
 from bundler.signing import add_signature, open_envelope
 from bundler.site import read_site, site_lines
 from bundler.source.gguf_file import open_gguf
+from bundler.source.local import open_adapter
 from bundler.source.ollama_store import default_stores
 from bundler.source.opening import Access, open_source
 from bundler.source.reference import Reference, RegistryReference, parse_reference
@@ -183,7 +185,7 @@ def pack(
         Path | None, typer.Option(help="Multimodal projector (mmproj) in GGUF.")
     ] = None,
     adapter: Annotated[
-        list[Path] | None, typer.Option(help="LoRA adapter in GGUF; may be repeated.")
+        list[Path] | None, typer.Option(help="LoRA adapter, GGUF or PEFT; may be repeated.")
     ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
@@ -283,7 +285,10 @@ def _pack(
     material = open_source(named, access, progress)
     for line in material.warnings:
         print(f"{PROGRAM}: warning: {line}", file=sys.stderr)
-    request = with_material(request, material)
+    adapters = tuple(
+        open_adapter(path, material.weights, access.work, progress) for path in request.adapters
+    )
+    request = with_material(replace(request, adapters=adapters), material)
     plan = make_plan(request, open_gguf(request.source).profile)
     digest = material.origin.digest
     if seq is None and digest is not None:

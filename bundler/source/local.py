@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
+from bundler.convert.adapter import convert_adapter, is_adapter
 from bundler.convert.directory import CONFIG, convert_directory, is_checkpoint
 from bundler.errors import PackError
 from bundler.format.manifest import Source
@@ -14,6 +15,7 @@ from bundler.source.layouts import check_layout, layout_warnings
 from bundler.source.licences import licence_layers
 from bundler.source.material import Material
 from bundler.source.split import merge, merged_name, read_shards
+from hwprobe.gguf import read_header
 
 
 def open_path(path: Path, work: Path, progress: Progress) -> Material:
@@ -57,3 +59,18 @@ def open_directory(directory: Path, work: Path, progress: Progress) -> Material:
         layers=licence_layers(directory),
         warnings=made.warnings,
     )
+
+
+def open_adapter(path: Path, weights: Path, work: Path, progress: Progress) -> Path:
+    """An adapter in GGUF as it is; one of PEFT's layout converted for these weights.
+
+    Raises:
+        PackError: it is neither, or not made for this model.
+    """
+    if not path.is_dir():
+        return path
+    if not is_adapter(path):
+        raise PackError(f"{path}: expected an adapter in GGUF or of PEFT's layout, found neither")
+    target = work / f"adapter-{len(list(work.iterdir()))}.gguf"
+    convert_adapter(path, read_header(weights), target, progress)
+    return target
