@@ -1,4 +1,4 @@
-"""From a Modelfile on this machine to a request that a server can carry out.
+"""From a Modelfile on this machine to a request that a server can carry out, and back.
 
 The server reads no paths: files are hashed here and sent as blobs, and the request names digests.
 """
@@ -6,14 +6,15 @@ The server reads no paths: files are hashed here and sent as blobs, and the requ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import RequestError
+from appliance.model import InstalledModel
 from bundler.format.errors import FormatError
-from bundler.format.modelfile import Modelfile
+from bundler.format.modelfile import PARAMETERS, SEMVER, Modelfile, ParameterValue
 from bundler.format.name import ModelName
 
 _BLOB = re.compile(r"(?:@?sha256:|sha256-)([0-9a-f]{64})")
@@ -147,3 +148,39 @@ def request_of(
         "messages": [{"role": role, "content": text} for role, text in modelfile.messages],
     }
     return {name: value for name, value in body.items() if value}
+
+
+def contents_of(model: InstalledModel, named: Callable[[Path], str]) -> Modelfile:
+    """The model as a Modelfile that makes it again.
+
+    Parameters that no Modelfile can hold are left out: ``logit_bias`` and mirostat.
+
+    Args:
+        model: the model.
+        named: what FROM and ADAPTER say for a file.
+    """
+    requires = _config_text(model, "requires")
+    return Modelfile(
+        from_=tuple(named(path) for path in (model.model_path, *model.projectors)),
+        adapters=tuple(named(path) for path in model.adapters),
+        parameters=tuple(_parameters(model.parameters)),
+        template=model.template,
+        system=model.system or None,
+        licenses=tuple(text for text in model.licenses if text),
+        messages=model.messages,
+        renderer=_config_text(model, "renderer"),
+        parser=_config_text(model, "parser"),
+        requires=requires if requires and SEMVER.fullmatch(requires) else None,
+    )
+
+
+def _parameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, ParameterValue]]:
+    for name, values in sorted(parameters.items()):
+        for value in values if isinstance(values, list) else [values]:
+            if name in PARAMETERS and isinstance(value, str | int | float):
+                yield name, value
+
+
+def _config_text(model: InstalledModel, key: str) -> str | None:
+    value = model.config.get(key)
+    return value if isinstance(value, str) and value else None

@@ -68,6 +68,9 @@ DEPRECATED_PARAMETERS: Final = frozenset(
 
 ROLES: Final = ("system", "user", "assistant")
 
+SEMVER: Final = re.compile(r"v?\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]+)?", re.ASCII)
+"""What REQUIRES may say."""
+
 _COMMANDS: Final = (
     "from",
     "license",
@@ -83,7 +86,6 @@ _COMMANDS: Final = (
 )
 _TRUE: Final = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE: Final = ("0", "f", "F", "FALSE", "false", "False")
-_SEMVER: Final = re.compile(r"v?\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]+)?", re.ASCII)
 _BLANK: Final = " \t"
 # Go's TrimSpace of a value, less the line breaks that end it.
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
@@ -172,7 +174,7 @@ def parse(text: str, *, require_from: bool = True) -> Modelfile:
         if one.command == "parameter" and one.name not in DEPRECATED_PARAMETERS
     )
     for one in instructions:
-        if one.command == "requires" and not _SEMVER.fullmatch(one.value):
+        if one.command == "requires" and not SEMVER.fullmatch(one.value):
             raise ModelfileError("requires must be a valid semver (e.g. 0.14.0)", line=one.line)
     from_ = _every(instructions, "from")
     if require_from and not from_:

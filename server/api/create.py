@@ -10,7 +10,7 @@ import falcon
 from appliance.creation import INFO_NUMBERS, INFO_TEXTS, CreateRequest
 from bundler.format import modelfile
 from bundler.format.errors import FormatError, ModelfileError
-from bundler.format.modelfile import DEPRECATED_PARAMETERS, ROLES
+from bundler.format.modelfile import DEPRECATED_PARAMETERS, ROLES, SEMVER
 from bundler.format.name import ModelName
 from server.api.blobs import CreatePolicy, read_digest
 from server.api.body import Fields, read_object, whole_number
@@ -25,8 +25,6 @@ from server.prompt.gotemplate.template import TemplateError
 
 _BLOB_REFERENCE = re.compile(r"(?:@?sha256:|(?:.*/)?sha256-)([0-9a-fA-F]{64})")
 """How a Modelfile text may name a blob: ``@sha256:…`` of Ollama's older clients, a blob's file."""
-
-_SEMVER = re.compile(r"v?\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]+)?", re.ASCII)
 
 
 class Create:
@@ -81,7 +79,7 @@ def _overlaid(legacy: CreateRequest, fields: Fields) -> CreateRequest:
         except TemplateError as error:
             raise BadRequestError(f"template error: {error}") from error
     requires = fields.string("requires") or legacy.requires
-    if requires and not _SEMVER.fullmatch(requires):
+    if requires and not SEMVER.fullmatch(requires):
         raise BadRequestError("requires must be a valid semver (e.g. 0.14.0)")
     return CreateRequest(
         name=legacy.name,
