@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -99,18 +99,27 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class Registry:
     """One registry, and the permission it gave."""
 
-    def __init__(self, host: str, *, plain_http: bool, login: Login | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        *,
+        plain_http: bool,
+        login: Login | None,
+        pauses_s: Sequence[float] = _PAUSES_S,
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
             host: with a port where it is not the usual one.
             plain_http: without TLS; loopback never has any.
             login: for registries that want one.
+            pauses_s: before each further try that brought nothing.
         """
         scheme = "http" if plain_http or _LOOPBACK.fullmatch(host) else "https"
         name = "registry-1.docker.io" if host == "docker.io" else host
         self._base = f"{scheme}://{name}"
         self._login = login
+        self._pauses_s = tuple(pauses_s)
         self._authorization = ""
         self._opener = urllib.request.build_opener(_Redirects())
 
@@ -144,7 +153,7 @@ class Registry:
     def _manifest(self, repository: str, version: str) -> tuple[bytes, str]:
         url = f"{self._base}/v2/{repository}/manifests/{version}"
         accept = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
-        for pause_s in (*_PAUSES_S, None):
+        for pause_s in (*self._pauses_s, None):
             try:
                 with self._get(url, {"Accept": accept}) as response:
                     data = response.read(_MAX_MANIFEST_BYTES + 1)
@@ -226,9 +235,9 @@ class Registry:
             file.flush()
             tries = 0 if file.tell() > have else tries + 1
             if file.tell() < size_bytes:
-                if tries > len(_PAUSES_S) - 1:
+                if tries >= len(self._pauses_s):
                     raise _unreachable(url, reason)
-                time.sleep(_PAUSES_S[tries])
+                time.sleep(self._pauses_s[tries])
 
     def _get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """One request, with the permission asked for when the registry wants one."""

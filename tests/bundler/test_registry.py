@@ -48,6 +48,7 @@ LAYERS: Pushed = [
     (OLLAMA + "params", b'{"stop":["x"]}', {}),
     (OLLAMA + "license", b"MIT", {}),
 ]
+PAUSES_S = (0.01,) * 4
 TITLE = "org.opencontainers.image.title"
 
 
@@ -69,7 +70,7 @@ def bring(server: Client, name: str, folder: Path, login: Login | None = None) -
     assert isinstance(reference, RegistryReference)
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    source = Registry(server.host, plain_http=False, login=login)
+    source = Registry(server.host, plain_http=False, login=login, pauses_s=PAUSES_S)
     return open_registry(reference, source, folder / "cache", work, Silent())
 
 
@@ -182,7 +183,7 @@ def test_a_server_without_ranges_is_read_from_the_start(fake: Fake, tmp_path: Pa
 
 def test_a_server_in_trouble_is_asked_again_and_then_given_up(fake: Fake, tmp_path: Path) -> None:
     manifest = fake.push("lib/demo", "latest", LAYERS[:1])
-    source = Registry(fake.host, plain_http=False, login=None)
+    source = Registry(fake.host, plain_http=False, login=None, pauses_s=PAUSES_S)
     fake.failures = 2
     where = tmp_path / "cache"
     args = ("lib/demo", Digest.of(WEIGHTS), len(WEIGHTS), where)
