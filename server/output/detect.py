@@ -23,6 +23,7 @@ from server.output.bodies.named import NamedBody
 from server.output.bodies.objects import ObjectBody
 from server.output.bodies.tagged import TaggedBody
 from server.output.families import FAMILIES
+from server.output.families.mistral import MISTRAL, written_as
 from server.output.layout import Family, Layout, Tags
 
 NAME, KEY, VALUE, THOUGHT, ANSWER, RESULT = (
@@ -182,6 +183,8 @@ def _behind_tag(text: str, at: int) -> int:
 
 def _of_call(call: str) -> Family | None:
     family = _marked(call, _MARKERS)
+    if family is MISTRAL:
+        return written_as(call)
     if family is None and call.lstrip().startswith("{") and '"parameters"' in call:
         return FAMILIES["llama3"]
     return family

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from server.chat import Tool
+from server.output.lark import Lark
 from server.output.source import Source, Wait
 
 
@@ -58,6 +59,9 @@ class Body(Protocol):
             MalformedCallError: it is none, or breaks off.
         """
 
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The grammar of one call of this tool, with arguments by its schema."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -71,6 +75,8 @@ class Layout:
         implied: beginnings of calls whose opener the model forgot; they belong to the call.
         call_open: stands before each call inside.
         call_close: stands behind it, dropped where it comes.
+        listed: calls stand in a list between brackets.
+        lines: calls stand on lines of their own.
     """
 
     openers: tuple[str, ...]
@@ -79,6 +85,8 @@ class Layout:
     implied: tuple[str, ...] = ()
     call_open: tuple[str, ...] = ()
     call_close: tuple[str, ...] = ()
+    listed: bool = False
+    lines: bool = False
 
 
 CallIds = Literal["generated", "short"]

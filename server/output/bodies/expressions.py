@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from server.chat import Tool
 from server.output.bodies.literals import Literals
 from server.output.bodies.named import read_name
+from server.output.bodies.tagged import types_of
 from server.output.jsontext import MalformedCallError, expect
+from server.output.lark import Lark, declared
 from server.output.layout import CallSink
 from server.output.source import Wait
 
@@ -37,6 +41,30 @@ class BraceBody:
         yield from Literals(mark=self.mark, bare=True).object(source, sink.arguments)
         sink.end()
 
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The braces of one call; see `Body`."""
+        required, optional = (
+            [self._written(lark, *each) for each in group] for group in declared(tool.parameters)
+        )
+        inner = lark.several(required, optional, ",")
+        return " ".join([lark.text(f"call:{tool.name}{{"), inner, lark.text("}")])
+
+    def _written(self, lark: Lark, key: str, schema: Any) -> str:
+        types = types_of(schema)
+        mark = lark.mark(self.mark)
+        if types == frozenset({"string"}):
+            enum = schema.get("enum")
+            if enum:
+                values = [lark.text(each) for each in enum if isinstance(each, str)]
+                value = f"{mark} {lark.choice(values)} {mark}"
+            else:
+                value = f"{mark} {lark.until(self.mark)}"
+        elif types and not types & {"string", "array", "object"}:
+            value = lark.json(schema)
+        else:
+            value = lark.nested(mark, lark.until(self.mark))
+        return f"{lark.text(key + ':')} {value}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonBody:
@@ -63,6 +91,15 @@ class PythonBody:
             if (yield from source.peek()):
                 yield from expect(source, "]")
             return
+
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The expression of one call; see `Body`. Values are JSON, which is understood, too."""
+        required, optional = (
+            [f"{lark.text(key + '=')} {lark.json(schema)}" for key, schema in group]
+            for group in declared(tool.parameters)
+        )
+        inner = lark.several(required, optional, ", ")
+        return " ".join([lark.text(tool.name + "("), inner, lark.text(")")])
 
     def _call(self, sink: CallSink) -> Wait[None]:
         source = sink.source

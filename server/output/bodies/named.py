@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.chat import Tool
 from server.output.jsontext import MAX_NAME_CHARACTERS, MalformedCallError, pass_value
+from server.output.lark import Lark
 from server.output.layout import CallSink
 from server.output.source import Source, Wait
 
@@ -41,6 +43,15 @@ class NamedBody:
             head, _, tail = name.rpartition(":")
             name = head if head and tail.isdecimal() else name
         yield from read_arguments(sink, name, call_id, fence=self.fence)
+
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The name and arguments of one call; see `Body`."""
+        parts = [lark.text(self.prefix + tool.name)]
+        if self.numbered:
+            parts += [lark.text(":"), lark.pattern("[0-9]{1,2}")]
+        if self.id_marks:
+            parts += [lark.mark(self.id_marks[0]), lark.pattern("[a-zA-Z0-9]{9}")]
+        return " ".join([*parts, lark.mark(self.marks[0]), lark.object(tool.parameters)])
 
 
 def read_name(source: Source, marks: tuple[str, ...]) -> Wait[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from server.chat import Tool
 from server.output.jsontext import (
     MAX_NAME_CHARACTERS,
     MalformedCallError,
@@ -13,6 +14,7 @@ from server.output.jsontext import (
     read_string,
     read_value,
 )
+from server.output.lark import Lark
 from server.output.layout import CallSink
 from server.output.source import Wait
 
@@ -55,6 +57,14 @@ class ObjectBody:
             if (yield from source.peek()):
                 yield from expect(source, "]")
             return
+
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The object of one call; see `Body`."""
+        name, arguments = json.dumps(tool.name), lark.object(tool.parameters)
+        if self.keyed:
+            return f"{lark.text(f'{{{name}: ')} {arguments} {lark.text('}')}"
+        head = f'{{"{self.names[0]}": {name}, "{self.arguments[0]}": '
+        return f"{lark.text(head)} {arguments} {lark.text('}')}"
 
     def _object(self, sink: CallSink) -> Wait[None]:
         call = _Call(declared=self.declared_only)

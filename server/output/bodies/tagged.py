@@ -17,6 +17,7 @@ from typing import Any
 from server.chat import Tool
 from server.output.bodies.named import read_name
 from server.output.jsontext import MAX_DEPTH, MAX_NAME_CHARACTERS, MalformedCallError, is_finite
+from server.output.lark import Lark, declared
 from server.output.layout import CallSink
 from server.output.source import Wait
 
@@ -63,6 +64,37 @@ class TaggedBody:
             raise MalformedCallError("neither an argument nor the end")
         sink.arguments("}")
         sink.end()
+
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The name and the tagged arguments of one call; see `Body`."""
+        required, optional = declared(tool.parameters)
+        arguments = [self._written(lark, *each) for each in required]
+        arguments += [f"({self._written(lark, *each)})?" for each in optional]
+        name = lark.text(tool.name) + (" " + lark.mark(self.name_end) if self.name_end else "")
+        line = lark.pattern("\\n?")
+        return " ".join([name, line, *arguments, lark.mark(self.end[0])])
+
+    def _written(self, lark: Lark, key: str, schema: Any) -> str:
+        text = types_of(schema) == frozenset({"string"})
+        line, end = lark.pattern("\\n?"), self.value_end[0]
+        parts = [lark.mark(self.key[0]), lark.text(key), lark.mark(self.key[1])]
+        if self.string_mark:
+            told = " " + self.string_mark[0] + ("true" if text else "false") + self.string_mark[1]
+            parts.append(lark.text(told))
+        if self.value:
+            parts += [line, lark.mark(self.value)]
+        if self.lines:
+            parts.append(lark.text("\n"))
+        closing = ("\n" + end,) if self.lines else (end,)
+        enum = schema.get("enum") if isinstance(schema, Mapping) else None
+        if text and enum:
+            values = [lark.text(each) for each in enum if isinstance(each, str)]
+            parts += [lark.choice(values), *map(lark.mark, closing)]
+        elif text:
+            parts.append(lark.until(*closing))
+        else:
+            parts += [lark.json(schema), *map(lark.mark, closing)]
+        return " ".join([*parts, line])
 
     def _name(self, sink: CallSink) -> Wait[str]:
         source = sink.source

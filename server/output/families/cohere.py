@@ -20,7 +20,14 @@ COMMAND = Family(
         "<|START_TEXT|>",
         "<|END_TEXT|>",
     ),
-    layouts=(Layout(openers=("<|START_ACTION|>",), closers=("<|END_ACTION|>",), body=_BODY),),
+    layouts=(
+        Layout(
+            openers=("<|START_ACTION|>",),
+            closers=("<|END_ACTION|>",),
+            body=_BODY,
+            listed=True,
+        ),
+    ),
 )
 
 COMMAND_R = Family(
@@ -30,6 +37,7 @@ COMMAND_R = Family(
             openers=("Action: ```json\n", "Action:```json\n", "Action:\n```json\n"),
             closers=("```",),
             body=_BODY,
+            listed=True,
         ),
     ),
 )

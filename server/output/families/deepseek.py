@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.chat import Tool
 from server.output.bodies.named import read_arguments, read_name
 from server.output.bodies.tagged import TaggedBody
+from server.output.lark import Lark
 from server.output.layout import CallSink, Family, Layout
 from server.output.source import Wait
 
@@ -35,6 +37,15 @@ class _DeepSeekBody:
             name, _ = yield from read_name(source, ("\n",))
         yield from read_arguments(sink, name, fence=_FENCE)
 
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """One call in either form; see `Body`."""
+        separator, arguments = lark.mark(_SEPARATOR), lark.object(tool.parameters)
+        short = f"{lark.text(tool.name)} {separator} {arguments}"
+        opening = lark.text(f"{tool.name}\n{_FENCE[0]}\n")
+        closing = lark.text(f"\n{_FENCE[1]}")
+        long = f"{lark.text('function')} {separator} {opening} {arguments} {closing}"
+        return lark.choice([short, long])
+
 
 DEEPSEEK = Family(
     name="deepseek",
@@ -56,6 +67,7 @@ DEEPSEEK_DSML = Family(
         Layout(
             openers=(f"<{_DSML}function_calls>", f"<{_DSML}tool_calls>"),
             closers=(f"</{_DSML}function_calls>", f"</{_DSML}tool_calls>"),
+            lines=True,
             call_open=(f'<{_DSML}invoke name="',),
             body=TaggedBody(
                 name_end='">',

@@ -18,6 +18,7 @@ GRANITE3 = Family(
             openers=("<|tool_call|>", "<tool_call>"),
             closers=("</tool_call>",),
             body=ObjectBody(),
+            listed=True,
         ),
     ),
 )

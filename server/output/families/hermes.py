@@ -11,7 +11,14 @@ from server.output.layout import Family, Layout
 
 HERMES = Family(
     name="hermes",
-    layouts=(Layout(openers=("<tool_call>",), closers=("</tool_call>",), body=ObjectBody()),),
+    layouts=(
+        Layout(
+            openers=("<tool_call>",),
+            closers=("</tool_call>",),
+            body=ObjectBody(),
+            lines=True,
+        ),
+    ),
 )
 
 UNKNOWN = Family(

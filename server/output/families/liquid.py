@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.chat import Tool
 from server.output.bodies.expressions import PythonBody
 from server.output.bodies.objects import ObjectBody
+from server.output.lark import Lark
 from server.output.layout import CallSink, Family, Layout, Tags
 from server.output.source import Wait
 
@@ -27,6 +29,10 @@ class _LiquidBody:
         else:
             yield from PythonBody().read(sink)
 
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The expression of one call; see `Body`."""
+        return PythonBody().write(lark, tool)
+
 
 LFM2 = Family(
     name="lfm2",
@@ -35,6 +41,7 @@ LFM2 = Family(
             openers=("<|tool_call_start|>",),
             closers=("<|tool_call_end|>",),
             body=_LiquidBody(),
+            listed=True,
         ),
     ),
 )
@@ -47,6 +54,7 @@ APERTUS = Family(
             openers=("<|tools_prefix|>",),
             closers=("<|tools_suffix|>",),
             body=ObjectBody(keyed=True),
+            listed=True,
         ),
     ),
 )

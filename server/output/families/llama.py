@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.chat import Tool
 from server.output.bodies.expressions import PythonBody
 from server.output.bodies.named import NamedBody
 from server.output.bodies.objects import ObjectBody
+from server.output.lark import Lark
 from server.output.layout import CallSink, Family, Layout
 from server.output.source import Wait
 
 PYTHON_TAG = "<|python_tag|>"
+_OBJECT = ObjectBody(arguments=("parameters", "arguments"), declared_only=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +36,16 @@ class _TaggedBody:
         else:
             yield from PythonBody().read(sink)
 
+    def write(self, lark: Lark, tool: Tool) -> str:
+        """The object of one call; see `Body`."""
+        return _OBJECT.write(lark, tool)
+
 
 LLAMA = Family(
     name="llama3",
     layouts=(
         Layout(openers=(PYTHON_TAG,), body=_TaggedBody()),
-        Layout(openers=(), body=ObjectBody(declared_only=True)),
+        Layout(openers=(), body=_OBJECT),
     ),
 )
 

@@ -15,6 +15,7 @@ MINIMAX_M2 = Family(
         Layout(
             openers=("<minimax:tool_call>",),
             closers=("</minimax:tool_call>",),
+            lines=True,
             call_open=('<invoke name="',),
             body=TaggedBody(
                 name_end='">',
@@ -43,5 +44,9 @@ MINICPM = Family(
 
 MINIMAX_M1 = Family(
     name="minimax-m1",
-    layouts=(Layout(openers=("<tool_calls>",), closers=("</tool_calls>",), body=ObjectBody()),),
+    layouts=(
+        Layout(
+            openers=("<tool_calls>",), closers=("</tool_calls>",), body=ObjectBody(), lines=True
+        ),
+    ),
 )

@@ -15,6 +15,7 @@ PHI4 = Family(
             openers=("<|tool_call|>",),
             closers=("<|/tool_call|>",),
             body=ObjectBody(),
+            listed=True,
         ),
     ),
 )
