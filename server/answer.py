@@ -22,11 +22,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from server.calling import output_stream
+from server.calling import call_constraint, output_stream
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.chat import (
     ChatRequest,
     Chunk,
+    Constraint,
     FaultChunk,
     FinishChunk,
     FinishReason,
@@ -317,7 +318,13 @@ class Answerer:
             task.request, task.model, prompt.text, template=task.template, think=task.think
         )
         request = task.request
-        command = _command(task, prompt, output, isolated=self._isolated)
+        runner = lease.runner
+        calls = call_constraint(
+            task.request,
+            task.model,
+            lambda text, *, special: runner.tokenize(text, add_bos=False, parse_special=special),
+        )
+        command = _command(task, prompt, output, calls, isolated=self._isolated)
         mark = lease.coroner.mark(lease.key, command)
         with lease.coroner.watching(
             lease.runner.pid,
@@ -392,9 +399,14 @@ def _check_chat(request: ChatRequest, model: ServedModel) -> None:
 
 
 def _command(
-    task: _Task, prompt: Prompt, output: OutputStream, *, isolated: bool
+    task: _Task,
+    prompt: Prompt,
+    output: OutputStream,
+    calls: Constraint | None,
+    *,
+    isolated: bool,
 ) -> protocol.Generate:
-    constraint = task.request.constraint
+    constraint = calls or task.request.constraint
     if constraint is not None and output.thinks:
         constraint = replace(constraint, reasoning=output.reasoning)
     return protocol.Generate(

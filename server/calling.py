@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import string
+from typing import Protocol
 
 from server.catalogue import ServedModel
-from server.chat import ChatRequest, GenerateRequest, RequestOptions
+from server.chat import ChatRequest, Constraint, GenerateRequest, RequestOptions
+from server.errors import BadRequestError
+from server.output.demand import calls_grammar
 from server.output.layout import CallIds, Tags
 from server.output.stream import OutputStream
 from server.prompt.gotemplate.prompt import PromptTemplate
+
+
+class Tokenize(Protocol):
+    """What this module needs of a runner."""
+
+    def __call__(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a text; ``special`` parses control tokens."""
+
 
 _LOWER = string.ascii_lowercase + string.digits
 _ANY = string.ascii_letters + string.digits
@@ -46,6 +58,40 @@ def output_stream(
         tools=request.tools if isinstance(request, ChatRequest) else (),
         new_call_id=new_call_id,
     )
+
+
+def call_constraint(
+    request: RequestOptions, model: ServedModel, tokenize: Tokenize
+) -> Constraint | None:
+    """What binds the answer to calls where the request demands one; else ``None``.
+
+    Args:
+        request: what is answered.
+        model: who answers.
+        tokenize: gives the ids of a text, with or without control tokens parsed.
+
+    Raises:
+        BadRequestError: the model is set to an output format without calls.
+    """
+    if not isinstance(request, ChatRequest) or not request.tool_choice.demanded:
+        return None
+    choice, family = request.tool_choice, model.output.family
+    tools = [tool for tool in request.tools if choice.name in ("", tool.name)]
+
+    @functools.cache
+    def special(text: str) -> int | None:
+        ids = tokenize(text, special=True)
+        framing = text.startswith("<") and text.endswith(">")
+        own = len(ids) == 1 and (framing or ids != tokenize(text, special=False))
+        return ids[0] if own else None
+
+    several = choice.parallel and not choice.name
+    grammar = calls_grammar(family, tools, special, several=several)
+    if grammar is None:
+        raise BadRequestError(
+            f"{request.model}: tool_choice: its output format, {family.name}, has no calls"
+        )
+    return Constraint(kind="lark", source=grammar)
 
 
 def new_call_id(kind: CallIds) -> str:

@@ -329,11 +329,31 @@ class RequestOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolChoice:
+    """Whether a tool must be called.
+
+    Attributes:
+        demanded: the answer is to be calls, with arguments by the tools' schemas.
+        name: the only tool that may be called then; empty for any.
+        parallel: several calls may be made then, unless a tool is named.
+    """
+
+    demanded: bool = False
+    name: str = ""
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest(RequestOptions):
-    """A conversation to be continued."""
+    """A conversation to be continued.
+
+    Attributes:
+        tool_choice: ``tools`` are those it leaves.
+    """
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any
 from server.api.body import Fields, decode_base64, type_name
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
+from server.api.tool_choice import anthropic_choice
 from server.chat import ChatRequest, Constraint, JsonObject, Message, Tool, ToolCall
 from server.errors import BadRequestError, ForbiddenError
 
@@ -62,10 +63,12 @@ def _request(fields: Fields) -> ChatRequest:
     if system:
         messages = (Message(role="system", content=system), *messages)
     tools = tuple(_tool(tool) for tool in fields.objects("tools"))
+    choice, tools = anthropic_choice(fields, tools)
     return ChatRequest(
         model=fields.string("model"),
         messages=messages,
-        tools=() if _choice(fields) == "none" else tools,
+        tools=tools,
+        tool_choice=choice,
         options=_options(fields),
         keep_alive_s=parse_keep_alive(fields.values.get("keep_alive")),
         stream=fields.boolean("stream", default=False),
@@ -116,14 +119,6 @@ def _format(fields: Fields) -> Constraint | None:
         raise BadRequestError(f"{wanted.path('type')}: expected json_schema, found something else")
     schema = wanted.object("schema").values
     return Constraint(kind="json_schema", source=json_bytes(schema).decode())
-
-
-def _choice(fields: Fields) -> str:
-    choice = fields.object("tool_choice")
-    kind = choice.string("type")
-    if kind not in {"", "auto", "any", "tool", "none"}:
-        raise BadRequestError(f"tool_choice.type: expected auto, any, tool or none, found {kind}")
-    return kind
 
 
 def _tool(fields: Fields) -> Tool:

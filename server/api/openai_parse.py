@@ -16,6 +16,7 @@ from server.api.body import Fields, decode_base64, with_lora
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_tool, parse_top_logprobs
+from server.api.tool_choice import openai_choice
 from server.chat import ChatRequest, Constraint, JsonObject, Message, ToolCall
 from server.errors import BadRequestError
 
@@ -55,12 +56,12 @@ def parse_chat_completion(fields: Fields) -> ChatCompletion:
     if not messages:
         raise BadRequestError("[] is too short - 'messages'")
     tools = tuple(parse_tool(tool) for tool in fields.objects("tools"))
-    if fields.values.get("tool_choice") == "none":
-        tools = ()
+    choice, tools = openai_choice(fields, tools)
     request = ChatRequest(
         model=fields.string("model"),
         messages=messages,
         tools=tools,
+        tool_choice=choice,
         options=_options(fields),
         keep_alive_s=parse_keep_alive(fields.values.get("keep_alive")),
         stream=fields.boolean("stream", default=False),

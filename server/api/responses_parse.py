@@ -19,6 +19,7 @@ from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_top_logprobs
 from server.api.openai_parse import image_bytes, parse_effort, sampling_options
+from server.api.tool_choice import openai_choice
 from server.chat import ChatRequest, Constraint, JsonObject, Message, Tool, ToolCall
 from server.errors import BadRequestError, ForbiddenError
 
@@ -56,10 +57,12 @@ def parse_response(fields: Fields) -> ResponseCall:
     if instructions:
         messages = (Message(role="system", content=instructions), *messages)
     tools = tuple(_tools(fields.objects("tools"), prefix=""))
+    choice, tools = openai_choice(fields, tools)
     request = ChatRequest(
         model=fields.string("model"),
         messages=messages,
-        tools=_allowed(fields, tools),
+        tools=tools,
+        tool_choice=choice,
         options=sampling_options(fields, token_limits=("max_output_tokens",)),
         keep_alive_s=parse_keep_alive(fields.values.get("keep_alive")),
         stream=fields.boolean("stream", default=False),
@@ -153,20 +156,6 @@ def _function(tool: Fields, *, prefix: str) -> Tool:
         parameters=parameters,
         raw={"type": "function", "function": function},
     )
-
-
-def _allowed(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    """The tools that ``tool_choice`` leaves."""
-    choice = fields.values.get("tool_choice")
-    if choice == "none":
-        return ()
-    if isinstance(choice, str) or choice is None:
-        return tools
-    chosen = fields.object("tool_choice")
-    if chosen.string("type") != "allowed_tools":
-        return tools
-    names = {tool.string("name") for tool in chosen.objects("tools")}
-    return tuple(tool for tool in tools if tool.name in names)
 
 
 @dataclass(slots=True)

@@ -131,6 +131,7 @@ class LiveServer:
         sources: tuple[Path, ...] = (),
         export: Path | None = None,
         engine: bool = False,
+        output_format: str = "",
     ) -> None:
         """``engine`` runs the real engine instead of the script."""
         tmp_path.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,9 @@ class LiveServer:
             start_runner=self._start_runner,
             limits=SchedulerLimits(max_queue=max_queue),
         )
-        catalogue = Catalogue(self.store, go_templates=server.go_template)
+        catalogue = Catalogue(
+            self.store, go_templates=server.go_template, output_format=lambda _: output_format
+        )
         planner = Planner(config=replace(config, server=server), machines=Machines(lambda: MACHINE))
         self.answerer = Answerer(
             catalogue=catalogue,

@@ -14,11 +14,7 @@ GRANITE3 = Family(
     name="granite3",
     frames=("<response>", "</response>"),
     layouts=(
-        Layout(
-            openers=("<|tool_call|>", "<tool_call>"),
-            closers=("</tool_call>",),
-            body=ObjectBody(),
-            listed=True,
-        ),
+        Layout(openers=("<|tool_call|>",), body=ObjectBody(), listed=True),
+        Layout(openers=("<tool_call>",), closers=("</tool_call>",), body=ObjectBody()),
     ),
 )
