@@ -111,6 +111,7 @@ _CHAT: Fields = {
         ),
         tools=array(TOOL),
         tool_choice=_CHOICE,
+        parallel_tool_calls=BOOLEAN,
         reasoning_effort=_EFFORT,
         reasoning=record(effort=_EFFORT),
         logprobs=BOOLEAN,
@@ -119,7 +120,6 @@ _CHAT: Fields = {
     **ignored(
         "n",
         "user",
-        "parallel_tool_calls",
         "metadata",
         "store",
         "service_tier",
@@ -198,6 +198,7 @@ OPENAI = (
                     )
                 ),
                 tool_choice=_CHOICE,
+                parallel_tool_calls=BOOLEAN,
                 reasoning=record(effort=_EFFORT, summary=STRING),
                 truncation=one_of("auto", "disabled"),
                 include=STRINGS,
@@ -213,7 +214,6 @@ OPENAI = (
                 "store",
                 "metadata",
                 "user",
-                "parallel_tool_calls",
                 "service_tier",
                 "safety_identifier",
                 "prompt_cache_key",
