@@ -68,6 +68,7 @@ class ServerConfig:
     kv_cache_type: str
     load_timeout_s: float
     request_timeout_s: float
+    engine_variant: str
     go_template: Literal["auto", "on", "off"]
     origins: tuple[str, ...]
     admin_socket: Path | None

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from appliance.client import Client
 from appliance.crashes import CrashFolder
@@ -16,6 +17,7 @@ from appliance.errors import AppError
 from appliance.journal import timestamp
 from appliance.store import Store
 from hwprobe.quantity import Bytes
+from hwprobe.variants import read_choice
 
 
 class Level(IntEnum):
@@ -100,6 +102,17 @@ def check_crashes(folder: CrashFolder, *, now_s: float) -> Check:
     if held:
         text += f"; {held[0].model} is not loaded until {held[0].load_held_until}"
     return Check(name="crashes", level=Level.WARNING, text=text)
+
+
+def check_engine(directory: Path) -> Check:
+    """Which build of the engine's CPU backend the server has chosen here, and which it refused."""
+    choice = read_choice(directory)
+    if choice is None:
+        return Check(name="engine", level=Level.OK, text="not chosen yet")
+    if choice.refused:
+        text = f"{choice.name}; not used: {'; '.join(choice.refused)}"
+        return Check(name="engine", level=Level.WARNING, text=text)
+    return Check(name="engine", level=Level.OK, text=choice.name)
 
 
 def check_server(client: Client) -> Check:

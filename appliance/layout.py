@@ -9,6 +9,7 @@
     satchel/journal/                                what happened, see `appliance.journal`
     satchel/provenance/sha256-<manifest hex>.json   where a model came from
     satchel/crashes/                                records of crashed runners, by the server
+    satchel/engine/                                 what was tried of the engine, by the server
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
@@ -65,6 +66,11 @@ class Paths:
     def provenances(self) -> Path:
         """Records of origin by manifest digest."""
         return self.root / "satchel" / "provenance"
+
+    @property
+    def engine(self) -> Path:
+        """Verdicts on the engine on this machine, see `hwprobe.engine` and `hwprobe.variants`."""
+        return self.root / "satchel" / "engine"
 
     @property
     def crashes(self) -> Path:

@@ -324,6 +324,11 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="longest time a request may take, queue and load included; 0 means no limit",
     ),
     _row(
+        "server", "engine_variant", "auto", _one_of("auto", "amx", "avx512", "avx2", "baseline"),
+        env=("SATCHEL_ENGINE_VARIANT",),
+        meaning="build of the engine's CPU backend; `auto` takes the fastest that passes its test",
+    ),
+    _row(
         "server", "go_template", "auto", _switch,
         env=("SATCHEL_GO_TEMPLATE", "OLLAMA_GO_TEMPLATE"),
         meaning="TEMPLATE layers make prompts: `on` always, `off` only where a model's file has no "

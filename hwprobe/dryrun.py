@@ -10,7 +10,8 @@ Rules:
 
 Requests: ``{"mode": "info"}``; ``{"mode": "breakdown", "model_path": …, "settings": [{…}, …]}``
 with one load of the metadata for all settings; ``{"mode": "self_test", "model_path": …,
-"settings": {…}}``. Answers: ``{"ok": true, …}`` or ``{"ok": false, "message": …}``.
+"settings": {…}}``; ``canary`` is the same and tells the logits. Answers: ``{"ok": true, …}`` or
+``{"ok": false, "message": …}``.
 """
 
 from __future__ import annotations
@@ -214,8 +215,12 @@ def _measure(path: str, settings: list[EngineSettings]) -> dict[str, Any]:
     return {"ok": True, "results": results}
 
 
-def _self_test(path: str, settings: EngineSettings) -> dict[str, Any]:
-    """Decode a batch and two single tokens; every logit must be a finite number."""
+def _self_test(path: str, settings: EngineSettings, *, tell: bool = False) -> dict[str, Any]:
+    """Decode a batch and two single tokens; every logit must be a finite number.
+
+    With ``tell``, the answer holds the logits of the batch's last token and of each single one.
+    """
+    logits: list[list[float]] = []
     with _model(path, settings, no_alloc=False) as model, _context(model, settings) as context:
         vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         if vocabulary < 1:
@@ -227,8 +232,10 @@ def _self_test(path: str, settings: EngineSettings) -> dict[str, Any]:
             if settings.pooled:
                 _check_vector(context, model)
             else:
-                _check_logits(context, vocabulary)
-        return {"ok": True, "buffers": _breakdown(context)}
+                values = _check_logits(context, vocabulary)
+                if tell:
+                    logits.append(values)
+        return {"ok": True, "buffers": _breakdown(context), "logits": logits}
 
 
 def _decode(context: Any, tokens: list[int]) -> None:
@@ -252,13 +259,14 @@ def _check_vector(context: Any, model: Any) -> None:
         raise EngineRefusedError("the model gave a vector that is no usable number")
 
 
-def _check_logits(context: Any, vocabulary: int) -> None:
+def _check_logits(context: Any, vocabulary: int) -> list[float]:
     logits = api.llama_get_logits_ith(context, -1)
     if not logits:
         raise EngineRefusedError("decoding gave no logits")
-    values = logits[:vocabulary]
+    values: list[float] = logits[:vocabulary]
     if not all(math.isfinite(value) for value in values) or min(values) == max(values):
         raise EngineRefusedError("decoding gave logits that are no usable numbers")
+    return values
 
 
 def _info() -> dict[str, Any]:
@@ -298,6 +306,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if mode == "breakdown":
             return _measure(request["model_path"], [_settings(s) for s in request["settings"]])
+        if mode == "canary":
+            return _self_test(request["model_path"], _settings(request["settings"]), tell=True)
         if mode == "self_test":
             return _self_test(request["model_path"], _settings(request["settings"]))
         if mode == "info":

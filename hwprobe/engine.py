@@ -33,6 +33,8 @@ MEASURE_TIMEOUT_S: Final = 60.0
 SELF_TEST_TIMEOUT_S: Final = 300.0
 """Why: a 40 GiB model read at 200 MB/s takes 200 s, then 66 tokens on a small board."""
 SAFE_UBATCH_TOKENS: Final = 128
+LIBRARY_VARIABLE: Final = "LLAMA_CPP_LIB_PATH"
+"""Which folder the engine's bindings load from, if not their own. Source: llama_cpp.py."""
 _LASTING_CRASHES: Final = ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE")
 
 
@@ -317,8 +319,10 @@ def _refusal(settings: EngineSettings, verdict: EngineVerdict) -> str:
     return f"{how}, {where}, {settings.threads} thread(s): {verdict.message}{end}"
 
 
-def _asked(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    ended = _child(request, timeout_s)
+def _asked(
+    request: dict[str, Any], timeout_s: float, libraries: Path | None = None
+) -> dict[str, Any]:
+    ended = _child(request, timeout_s, libraries)
     if isinstance(ended, _Ended):
         raise EngineCheckError(f"{ended.message} ({ended.crashed_by})")
     if not ended["ok"]:
@@ -326,8 +330,28 @@ def _asked(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     return ended
 
 
-def _child(request: dict[str, Any], timeout_s: float) -> dict[str, Any] | _Ended:
+def canary_logits(
+    model_path: Path,
+    settings: EngineSettings,
+    *,
+    libraries: Path | None = None,
+    timeout_s: float = MEASURE_TIMEOUT_S,
+) -> tuple[tuple[float, ...], ...]:
+    """What the engine computes for `hwprobe.canary`, from a folder of libraries or its own.
+
+    Raises:
+        EngineCheckError: it crashed, hung, refused, or computed no numbers.
+    """
+    request = {"mode": "canary", "model_path": str(model_path), "settings": asdict(settings)}
+    answer = _asked(request, timeout_s, libraries)
+    return tuple(tuple(map(float, row)) for row in answer["logits"])
+
+
+def _child(
+    request: dict[str, Any], timeout_s: float, libraries: Path | None = None
+) -> dict[str, Any] | _Ended:
     """Start the child, hand it the request, wait for its answer or its end."""
+    chosen = {LIBRARY_VARIABLE: str(libraries)} if libraries is not None else {}
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "hwprobe.dryrun"],
@@ -335,6 +359,7 @@ def _child(request: dict[str, Any], timeout_s: float) -> dict[str, Any] | _Ended
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
+            env={**os.environ, **chosen},
         )
         try:
             child.communicate(json.dumps(request).encode(), timeout=timeout_s)

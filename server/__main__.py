@@ -27,11 +27,12 @@ from appliance.layout import Paths
 from appliance.store import Store
 from appliance.uploads import UploadLimits
 from hwprobe.budgets import pool_budgets
-from hwprobe.engine import EngineRecords, engine_build_id, engine_info
+from hwprobe.engine import LIBRARY_VARIABLE, EngineRecords, engine_build_id, engine_info
 from hwprobe.errors import EngineCheckError, ProbeError
 from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
+from hwprobe.variants import choose_variant
 from server.access import Keys, load_keys, refuse_public_without_keys
 from server.answer import Answerer
 from server.api.blobs import CreatePolicy
@@ -107,18 +108,23 @@ def _run(
     admin: Sequence[socket.socket],
     arguments: argparse.Namespace,
 ) -> None:
+    variant = _choose_variant(config)
     machine = _inventory()
     max_queue = max(1, min(config.server.max_queue, MAX_QUEUE))
+    engine_build = f"{engine_build_id()} {variant}".strip()
     records = EngineRecords(
-        config.store.path / "satchel" / "engine",
-        build_id=engine_build_id(),
+        Paths(config.store.path).engine,
+        build_id=engine_build,
         machine_id=" ".join((machine.cpu.model, *machine.cpu.features, *_gpu_names(machine))),
     )
     scheduler = Scheduler(
         budgets=pool_budgets(machine, {}),
         check=SelfTest(records),
         free_bytes=_free_gpu_bytes if machine.gpus else dict,
-        coroner=Coroner(folder=CrashFolder(store.paths.crashes), engine_build=engine_build_id()),
+        coroner=Coroner(
+            folder=CrashFolder(store.paths.crashes),
+            engine_build=engine_build,
+        ),
         start_runner=functools.partial(
             Runner.spawn, limits=RunnerLimits(load_s=config.server.load_timeout_s or math.inf)
         ),
@@ -281,6 +287,28 @@ class _PlainLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         return f"{PROGRAM}: {level}{super().format(record)}"
+
+
+def _choose_variant(config: Config) -> str:
+    """Have every child load the engine's best build for this processor; returns its name.
+
+    A folder of libraries that the operator has set stays, and has no name.
+    """
+    if os.environ.get(LIBRARY_VARIABLE):
+        return ""
+    cpu = take_inventory().cpu
+    choice = choose_variant(
+        Paths(config.store.path).engine,
+        features=cpu.features,
+        machine_id=" ".join((cpu.architecture, cpu.model, *cpu.features)),
+        wanted=config.server.engine_variant,
+    )
+    for line in choice.refused:
+        LOG.warning("engine: not used: %s", line)
+    LOG.info("engine: CPU backend %s", choice.name)
+    if choice.libraries:
+        os.environ[LIBRARY_VARIABLE] = choice.libraries
+    return choice.name
 
 
 def _inventory() -> Machine:
