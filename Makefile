@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench format requirements clean
+.PHONY: help demo test test-js lint bench format requirements clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -29,6 +29,11 @@ demo: .venv/ready ## the main job in front of you: key, bundle, verify, import, 
 
 test: lint ## all that has to hold: linters, types, import rules, tests without a network
 	$(BIN)/python tests/offline.py
+
+# Not part of `test`: it needs node and npm, which a machine without them cannot install offline.
+test-js: .venv/ready-for-tests ## the JavaScript clients of Ollama, OpenAI and Anthropic (needs node 20 and npm)
+	cd tests/clients-js && npm ci --ignore-scripts --no-audit --no-fund
+	PYTHONPATH=. $(BIN)/python -P tests/clients-js/run.py
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
