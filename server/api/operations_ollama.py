@@ -85,6 +85,23 @@ OLLAMA = (
         fields=supported(model=STRING, name=STRING),
         answers=(),
     ),
+    *(
+        Operation(
+            method="POST",
+            path=path,
+            summary=summary,
+            dialect="Ollama",
+            fields={
+                **supported(model=STRING, name=STRING, stream=BOOLEAN),
+                **ignored("insecure", "username", "password"),
+            },
+            answers=(NDJSON, openapi.JSON),
+        )
+        for path, summary in (
+            ("/api/pull", "Import a model from a medium."),
+            ("/api/push", "Copy a model to a directory."),
+        )
+    ),
     Operation(
         method="POST",
         path="/api/create",

@@ -25,6 +25,10 @@ DESTROYING = {"/api/delete", "/api/copy", "/api/create"}
 """What is called with names that are not those of the models the other calls need."""
 
 
+JOBS = {"/api/pull", "/api/push"}
+"""Left out: each call starts a process, and a model that is nowhere is 500, in Ollama's words."""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("server")
@@ -79,7 +83,7 @@ CALLS = [
     pytest.param(one, mode, id=f"{one.method} {one.path} {mode.value}")
     for one in OPERATIONS
     for mode in (POSITIVE, NEGATIVE)
-    if mode is POSITIVE or one.fields
+    if (mode is POSITIVE or one.fields) and one.path not in JOBS
 ]
 
 
