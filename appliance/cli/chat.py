@@ -1,9 +1,10 @@
-"""A prompt and its answer, once or in a loop; the answer streams as it is made."""
+"""A prompt and its answer: the answer streams as it is made."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,119 +13,103 @@ from typing import Any
 import typer
 
 from appliance import duration, human
+from appliance.cli.attachments import attach, names_images
+from appliance.cli.commands import State
+from appliance.cli.wrapping import Wrapping
 from appliance.client import Client
-from appliance.errors import AppError
+from appliance.errors import RequestError
 
-_HELP = """Available Commands:
-  /clear          Clear session context
-  /bye            Exit
-  /?, /help       Help for a command
-
-Use \"\"\" to begin a multi-line message."""
 _GREY, _PLAIN = "\x1b[90m", "\x1b[0m"
-_QUOTES = '"""'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """How answers are asked for and shown.
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How an answer is shown.
 
     Attributes:
-        client: the server.
-        model: as the user typed it.
-        options: members every request carries, such as ``keep_alive``.
-        verbose: show what an answer cost.
         hide_thinking: leave the reasoning out.
-        json: print the answer's own lines.
+        wordwrap: break lines between words, on a terminal.
     """
 
-    client: Client
-    model: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    verbose: bool = False
     hide_thinking: bool = False
-    json: bool = False
+    wordwrap: bool = True
+
+    @classmethod
+    def of(cls, state: State) -> Looks:
+        """As the session has it."""
+        return cls(hide_thinking=state.hide_thinking, wordwrap=state.wordwrap)
 
 
-def one_shot(session: Session, prompt: str) -> None:
+def one_shot(client: Client, state: State, prompt: str, *, json_: bool = False) -> None:
     """Ask once; without a prompt the model is only loaded.
 
     Raises:
         ServerUnreachableError: no server.
         ServerRefusedError: the server's own text.
+        RequestError: an image cannot be read.
     """
-    body = {"model": session.model, "prompt": prompt, **session.options}
-    rows = session.client.stream("/api/generate", body)
-    if session.json:
+    text, images, told = _with_images(client, state.model, prompt)
+    body: dict[str, Any] = {"model": state.model, "prompt": text, **state.options()}
+    if images:
+        body["images"] = list(images)
+    rows = client.stream("/api/generate", body)
+    if json_:
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=True))
         return
-    last = _show(session, _texts(rows, "generate"))
+    for line in told:
+        typer.echo(line, err=True)
+    last = show_answer(rows, "generate", Looks.of(state))
     if prompt:
         typer.echo("\n")
-    if session.verbose:
-        _show_cost(last.row)
+    if state.verbose:
+        show_cost(last.row)
 
 
-def converse(session: Session) -> None:
-    """Ask and answer until ``/bye`` or end of file; Ctrl-C stops an answer, not the session."""
-    session.client.post("/api/generate", {"model": session.model, **session.options})
-    messages: list[dict[str, str]] = []
-    while (text := _ask()) is not None:
-        command = text.strip()
-        if command in {"/bye", "/exit"}:
-            return
-        if command == "/clear":
-            messages.clear()
-            typer.echo("Cleared session context")
-        elif command in {"/?", "/help"}:
-            typer.echo(_HELP)
-        elif command.startswith("/"):
-            typer.echo(f"Unknown command '{command.split()[0]}'. Type /? for help")
-        elif command:
-            _turn(session, messages, text)
+def _with_images(
+    client: Client, model: str, prompt: str
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Files named in the prompt are attached if the model can see; it is asked only then."""
+    if not names_images(prompt):
+        return prompt, (), ()
+    facts = client.post("/api/show", {"model": model})
+    return attach(prompt) if "vision" in facts.get("capabilities", ()) else (prompt, (), ())
 
 
-def _turn(session: Session, messages: list[dict[str, str]], text: str) -> None:
-    messages.append({"role": "user", "content": text})
-    body = {"model": session.model, "messages": messages, **session.options}
-    rows = session.client.stream("/api/chat", body)
-    try:
-        answer = _show(session, _texts(rows, "chat"))
-    except AppError as error:
-        messages.pop()
-        typer.echo(f"\nsatchel: error: {error}", err=True)
-        return
-    typer.echo("\n")
-    messages.append({"role": "assistant", "content": answer.text})
-    if session.verbose:
-        _show_cost(answer.row)
+def embed_once(
+    client: Client, state: State, text: str, *, truncate: bool | None, dimensions: int | None
+) -> None:
+    """Print the vector of a text as one line of JSON.
 
-
-def _ask() -> str | None:
-    """One message; three quotes open a longer one. ``None`` at the end of the input."""
-    try:
-        text = input(">>> ")
-        if not text.lstrip().startswith(_QUOTES):
-            return text
-        body = text.lstrip().removeprefix(_QUOTES)
-        while not body.rstrip().endswith(_QUOTES):
-            body += "\n" + input("... ")
-        return body.rstrip().removesuffix(_QUOTES)
-    except EOFError:
-        typer.echo()
-        return None
-    except KeyboardInterrupt:
-        typer.echo("\nUse Ctrl + d or /bye to exit.")
-        return ""
+    Raises:
+        RequestError: there is no text.
+    """
+    if not text:
+        raise RequestError(
+            "embedding models require input text. "
+            f'Usage: satchel run {state.model} "your text here"'
+        )
+    body: dict[str, Any] = {"model": state.model, "input": text, **state.options()}
+    body |= {} if truncate is None else {"truncate": truncate}
+    body |= {} if dimensions is None else {"dimensions": dimensions}
+    answer = client.post("/api/embed", body)
+    typer.echo(json.dumps((answer.get("embeddings") or [[]])[0]))
 
 
 @dataclass(slots=True)
-class _Answer:
+class Answer:
     """What was shown: the visible text, and the last row with its numbers."""
 
     text: str = ""
     row: Mapping[str, Any] = field(default_factory=dict)
+
+
+def columns() -> int:
+    """Of the terminal right now, 0 if there is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _texts(
@@ -137,40 +122,54 @@ def _texts(
         yield str(part.get("thinking") or ""), str(text or ""), row
 
 
-def _show(session: Session, parts: Iterator[tuple[str, str, Mapping[str, Any]]]) -> _Answer:
+def show_answer(rows: Iterator[Mapping[str, Any]], dialect: str, looks: Looks) -> Answer:
     """Write an answer as it comes. In a conversation Ctrl-C ends it; closing stops the server."""
-    answer = _Answer()
+    answer = Answer()
     thinking = False
-    grey = sys.stdout.isatty()
-    shown = human.printable if grey else str
-    interactive = grey and sys.stdin.isatty()
+    on_terminal = sys.stdout.isatty()
+    pen = _Pen(columns() if on_terminal and looks.wordwrap else 0, colour=on_terminal)
     with contextlib.ExitStack() as stack:
-        if interactive:
+        if on_terminal and sys.stdin.isatty():
             stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        for thought, text, row in parts:
-            if thought and not session.hide_thinking:
-                _write(("" if thinking else _mark("Thinking...\n", grey=grey)) + shown(thought))
+        for thought, text, row in _texts(rows, dialect):
+            if thought and not looks.hide_thinking:
+                if not thinking:
+                    pen.mark("Thinking...\n")
+                pen.write(thought)
                 thinking = True
             if text:
-                _write(
-                    (_mark("\n...done thinking.\n\n", grey=grey) if thinking else "") + shown(text)
-                )
+                if thinking:
+                    pen.mark("\n...done thinking.\n\n")
+                pen.write(text)
                 thinking = False
                 answer.text += text
             answer.row = row
     return answer
 
 
-def _mark(text: str, *, grey: bool) -> str:
-    return f"{_GREY}{text}{_PLAIN}" if grey else text
+class _Pen:
+    """Writes on stdout; on a terminal in lines of whole words, and nothing that steers it."""
+
+    def __init__(self, width: int, *, colour: bool) -> None:
+        self._wrapping = Wrapping(width)
+        self._colour = colour
+
+    def write(self, text: str) -> None:
+        """Text of the model."""
+        self._out(self._wrapping.feed(human.printable(text) if self._colour else text))
+
+    def mark(self, text: str) -> None:
+        """Text of ours between two kinds of the model's."""
+        shown = self._wrapping.feed(text)
+        self._out(f"{_GREY}{shown}{_PLAIN}" if self._colour else shown)
+
+    @staticmethod
+    def _out(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _show_cost(row: Mapping[str, Any]) -> None:
+def show_cost(row: Mapping[str, Any]) -> None:
     """Ollama's summary: names padded to 22 columns, on stderr; zeros are left out."""
     lines = [
         ("total duration:", _span(row, "total_duration")),

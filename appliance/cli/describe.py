@@ -66,6 +66,29 @@ def blocks(model: InstalledModel, *, verbose: bool) -> str:
     return human.printable("\n".join(parts))
 
 
+def answered_blocks(facts: Mapping[str, Any]) -> str:
+    """The same blocks from a server's answer to ``/api/show``."""
+    details, info = facts.get("details") or {}, facts.get("model_info") or {}
+    family = str(info.get("general.architecture") or details.get("family") or "")
+    rows = (
+        ("architecture", family),
+        ("parameters", str(details.get("parameter_size") or "")),
+        ("context length", str(info.get(f"{family}.context_length") or "")),
+        ("embedding length", str(info.get(f"{family}.embedding_length") or "")),
+        ("quantization", str(details.get("quantization_level") or "")),
+    )
+    parts = [_block("Model", (row for row in rows if row[1]))]
+    if found := facts.get("capabilities"):
+        parts.append(_block("Capabilities", ((str(text),) for text in found)))
+    if lines := str(facts.get("parameters") or "").splitlines():
+        parts.append(_block("Parameters", (line.split(maxsplit=1) for line in lines)))
+    if text := str(facts.get("system") or ""):
+        parts.append(_block("System", _first_lines(text)))
+    if text := str(facts.get("license") or ""):
+        parts.append(_block("License", _first_lines(text)))
+    return "\n".join(parts)
+
+
 def capabilities(model: InstalledModel) -> tuple[str, ...]:
     """What the model can do, as far as its header and template tell."""
     profile = model.profile

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from appliance import duration, human
-from appliance.cli.chat import Session, converse, one_shot
+from appliance.cli.chat import embed_once, one_shot
+from appliance.cli.commands import State
 from appliance.cli.frame import (
     ConfigOption,
     HostOption,
@@ -21,9 +22,12 @@ from appliance.cli.frame import (
     print_json,
     server,
 )
+from appliance.cli.lists import count, seconds
+from appliance.client import Client
 from appliance.errors import RequestError, ServerRefusedError
 
 _NOT_FOUND = 404
+_MAKES_NO_TEXT = "does not support generate"
 _THINK_LEVELS: Mapping[str, bool | str] = {
     "true": True,
     "false": False,
@@ -52,41 +56,84 @@ def run_command(
     hide_thinking: Annotated[
         bool, typer.Option("--hidethinking", help="Leave the reasoning out.")
     ] = False,
+    nowordwrap: Annotated[
+        bool, typer.Option("--nowordwrap", help="Leave long lines to the terminal.")
+    ] = False,
+    truncate: Annotated[
+        str, typer.Option(help="For embedding models: false refuses text that is too long.")
+    ] = "",
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, help="For embedding models: length of the vector.")
+    ] = None,
+    _insecure: Annotated[
+        bool, typer.Option("--insecure", hidden=True, help="Means nothing here.")
+    ] = False,
     config: ConfigOption = None,
     host: HostOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Ask a model, once or in a conversation."""
-    session = Session(
-        client=server(load_config(config, None), host),
+    """Ask a model, once or in a conversation.
+
+    Text on stdin goes before PROMPT. Without either, on a terminal, a conversation begins.
+    """
+    client = server(load_config(config, None), host)
+    state = State(
         model=model,
-        options=_run_options(keepalive, format_, think),
+        keep_alive=_keep_alive(keepalive),
+        format=format_ or None,
+        think=_think(think),
         verbose=verbose,
         hide_thinking=hide_thinking,
-        json=json_,
+        wordwrap=not nowordwrap,
+        history=_history_wanted(os.environ),
     )
+    shorten = _flag("truncate", truncate)
     text = " ".join([*_piped(), *(prompt or [])])
-    if text or json_ or not sys.stdin.isatty() or not sys.stdout.isatty():
-        one_shot(session, text)
+    if shorten is not None or dimensions is not None:
+        embed_once(client, state, text, truncate=shorten, dimensions=dimensions)
+    elif text or json_ or not sys.stdin.isatty() or not sys.stdout.isatty():
+        _once(client, state, text, json_=json_)
     else:
-        converse(session)
+        from appliance.cli.conversation import Conversation  # noqa: PLC0415 - slow to import
+
+        Conversation.begin(client, state).go_on()
 
 
-def _run_options(keepalive: str, format_: str, think: str) -> Mapping[str, Any]:
-    options: dict[str, Any] = {}
-    if keepalive:
+def _once(client: Client, state: State, text: str, *, json_: bool) -> None:
+    """One answer; a model that makes no text is asked for a vector instead."""
+    try:
+        one_shot(client, state, text, json_=json_)
+    except ServerRefusedError as error:
+        if _MAKES_NO_TEXT not in str(error):
+            raise
+        embed_once(client, state, text, truncate=None, dimensions=None)
+
+
+def _keep_alive(text: str) -> str:
+    if text:
         try:
-            duration.parse(keepalive)
+            duration.parse(text)
         except ValueError as error:
             raise RequestError(f"keepalive: {error}") from error
-        options["keep_alive"] = keepalive
-    if format_:
-        options["format"] = format_
-    if think:
-        if think not in _THINK_LEVELS:
-            raise RequestError(f"think: expected {', '.join(_THINK_LEVELS)}, found {think!r}")
-        options["think"] = _THINK_LEVELS[think]
-    return options
+    return text
+
+
+def _think(text: str) -> bool | str | None:
+    if text and text not in _THINK_LEVELS:
+        raise RequestError(f"think: expected {', '.join(_THINK_LEVELS)}, found {text!r}")
+    return _THINK_LEVELS.get(text)
+
+
+def _flag(name: str, text: str) -> bool | None:
+    if text not in {"", "true", "false"}:
+        raise RequestError(f"{name}: expected true or false, found {text!r}")
+    return text == "true" if text else None
+
+
+def _history_wanted(environ: Mapping[str, str]) -> bool:
+    """Only if the operator says so: what is typed is nobody else's business."""
+    refused = environ.get("OLLAMA_NOHISTORY", "") not in {"", "0", "false"}
+    return environ.get("SATCHEL_HISTORY", "") in {"1", "true", "yes"} and not refused
 
 
 def _piped() -> Iterator[str]:
@@ -121,8 +168,8 @@ def ps_command(
 
 
 def _ps_row(model: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
-    size, vram = _count(model, "size"), _count(model, "size_vram")
-    until = _time(str(model.get("expires_at", "")))
+    size, vram = count(model, "size"), count(model, "size_vram")
+    until = seconds(str(model.get("expires_at", "")))
     return (
         human.printable(str(model.get("name", ""))),
         human.printable(str(model.get("digest", ""))).removeprefix("sha256:")[:12],
@@ -133,28 +180,11 @@ def _ps_row(model: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
     )
 
 
-def _count(model: Mapping[str, Any], name: str) -> int:
-    value = model.get(name)
-    return value if isinstance(value, int) else 0
-
-
-def _time(text: str) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time with up to nine digits of a second."""
-    head, dot, rest = text.partition(".")
-    if dot:
-        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-        text = f"{head}.{digits[:6]}{rest[len(digits) :]}"
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment.timestamp() if moment.year > 1 else None
-
-
 def stop_command(
     model: Annotated[str, typer.Argument(metavar="MODEL")],
     config: ConfigOption = None,
     host: HostOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Unload a model."""
     client = server(load_config(config, None), host)
@@ -166,3 +196,5 @@ def stop_command(
         raise ServerRefusedError(
             f'couldn\'t find model "{model}" to stop', status=error.status
         ) from error
+    if json_:
+        print_json({"stopped": model})

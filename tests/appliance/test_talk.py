@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,39 +245,41 @@ def test_ps_of_a_strange_server_is_shown_without_steering_the_terminal() -> None
     assert "a\ufffd]0;x\ufffd" in shown[2].stdout
 
 
-def test_conversation_in_a_terminal() -> None:
-    import pty
+def test_a_model_that_makes_no_text_gives_a_vector() -> None:
+    refused = (400, b'{"error":"\\"m\\" does not support generate"}')
+    vector = (200, json.dumps({"embeddings": [[0.25, -1.0]]}).encode())
+    with asked([refused, vector, refused, vector]) as server:
+        done = satchel(server, "run", "m", "some text")
+        empty = satchel(server, "run", "m")
+        cut = satchel(server, "run", "m", "text", "--dimensions", "2", "--truncate=false")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [0.25, -1.0])
+    assert body(server.requests[1]) == {"model": "m", "input": "some text"}
+    assert "embedding models require input text" in empty.stderr
+    assert empty.returncode != 0
+    assert cut.returncode == 0
+    assert body(server.requests[3]) == {
+        "model": "m",
+        "input": "text",
+        "truncate": False,
+        "dimensions": 2,
+    }
 
-    first = lines({"message": {"content": "Hello."}}, {"done": True})
-    answers = [(200, b'{"done":true}'), (200, first), (200, first)]
+
+def test_an_image_is_sent_to_a_model_that_sees(tmp_path: Path) -> None:
+    picture = tmp_path / "a cat.png"
+    picture.write_bytes(b"PNG")
+    text = f"what is {str(picture).replace(' ', chr(92) + ' ')} ?"
+    sees, blind = ({"capabilities": c} for c in (["completion", "vision"], ["completion"]))
+    answers = [(200, json.dumps(sees).encode()), (200, ANSWER)]
+    answers += [(200, json.dumps(blind).encode()), (200, ANSWER)]
     with asked(answers) as server:
-        parent, child = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "appliance.cli", "run", "demo", "--host", server.host],
-            stdin=child,
-            stdout=child,
-            stderr=child,
-            close_fds=True,
-        )
-        os.close(child)
-        seen = b""
-        for line in ("hi", "/?", "/nope", '"""two', 'lines"""', "/clear", "/bye"):
-            while not seen.rstrip().endswith((b">>>", b"...")):
-                seen += os.read(parent, 4096)
-            seen += b"\n"
-            os.write(parent, line.encode() + b"\n")
-        try:
-            while part := os.read(parent, 4096):
-                seen += part
-        except OSError:  # the terminal's other end closed
-            pass
-        assert process.wait() == 0
-        os.close(parent)
-    assert seen.count(b"Hello.") == 2
-    assert b"Unknown command '/nope'. Type /? for help" in seen
-    assert b"Cleared session context" in seen
-    assert body(server.requests[2])["messages"] == [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "Hello."},
-        {"role": "user", "content": "two\nlines"},
-    ]
+        done = satchel(server, "run", "m", text)
+        satchel(server, "run", "m", text)
+    assert done.stderr == f"Added image '{picture}'\n"
+    assert body(server.requests[1]) == {"model": "m", "prompt": "what is  ?", "images": ["UE5H"]}
+    assert body(server.requests[3]) == {"model": "m", "prompt": text}
+
+
+def test_stop_in_json() -> None:
+    with asked([(200, b"{}")]) as server:
+        assert json.loads(satchel(server, "stop", "demo", "--json").stdout) == {"stopped": "demo"}
