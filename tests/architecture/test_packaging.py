@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ OWNERS = {
     "gguf": {"bundler.convert.writing"},
     "safetensors": {"bundler.convert.tensors"},
     "huggingface_hub": {"bundler.source.hub"},
+    "prompt_toolkit": {"appliance.cli.terminal"},
     "waitress": {"server.arriving", "server.connection", "server.listener"},
 }
 """Third-party package → the only modules that import it (docs/architecture.md)."""
@@ -63,7 +65,12 @@ def test_the_repository_root_is_not_importable_from_elsewhere(tmp_path: Path) ->
     names = ("tests", "systemd", "images", "bench")
     code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     result = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert result.stdout.strip() == "[]"
