@@ -14,6 +14,8 @@ Rules:
    beginning once it is there: it is computed once, by the request that came first;
  * at least one token of a prompt is computed, for its logits;
  * only requests of one scope share;
+ * where the cache cannot go back, a checkpoint is a sequence that shares another one's positions
+   at a moment: at the end of a prompt, and where a prompt parts from an earlier one;
  * cells shared by sequences count once.
 
 The engine's cache is changed by the effects that the methods return, in their order.
@@ -47,6 +49,7 @@ class Held:
     Attributes:
         tokens: what the sequence holds or is to hold.
         scope: who may share them.
+        checkpoint: it is not to be changed, only shared.
         exact: how many at its start are as if computed in this order; all but after a slide.
         used: when it was last in use, counted in admissions.
     """
@@ -56,6 +59,7 @@ class Held:
     scope: str
     exact: int = sys.maxsize
     used: int = 0
+    checkpoint: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +72,7 @@ class Running:
         waited: steps since it was last served.
         parked: it gave its cells up and waits for another request to end.
         robbed: it was parked; it may find a beginning to share when it goes on.
+        marks: positions at which to leave a checkpoint.
         leader: who computes the beginning of this one's prompt.
         fork_at: how long that beginning is; 0 without a leader.
     """
@@ -83,6 +88,7 @@ class Running:
     leader: Running | None = None
     fork_at: int = 0
     followers: list[Running] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
@@ -96,9 +102,10 @@ class Running:
 
     @property
     def reach(self) -> int:
-        """Tokens the next step may compute: it stops where others part from it."""
+        """Tokens the next step may compute: it stops where others part from it, and at marks."""
         stops = [run.fork_at - self.evaluated for run in self.followers]
-        return min((stop for stop in stops if stop > 0), default=self.pending)
+        stops += [mark - self.evaluated for mark in self.marks]
+        return min([self.pending, *(stop for stop in stops if stop > 0)])
 
     @property
     def rest(self) -> int:
@@ -125,12 +132,16 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a request starts: behind ``length`` tokens of a source, or following a leader."""
+    """Where a request starts: behind ``length`` tokens of a source, or following a leader.
+
+    ``branch`` is how long the longest beginning is that any sequence has, usable or not.
+    """
 
     source: Held | None
     length: int
     leader: Running | None
     fork_at: int
+    branch: int
 
 
 class Batching:
@@ -181,6 +192,8 @@ class Batching:
         """Share what has been computed, then start as many waiting requests as fit."""
         effects: list[Effect] = []
         for run in self.running.values():
+            if run.evaluated in run.marks:
+                effects += self._leave_checkpoint(run)
             if run.leader is not None or (run.robbed and not run.parked):
                 effects += self._fork(run, resumable)
         self._line.pass_step()
@@ -260,14 +273,18 @@ class Batching:
         """
         run = self.running[request]
         known = max(0, min(position, len(run.held.tokens) - 1))
-        if not self.limits.divisible:
-            known = 0
+        if not self.limits.divisible and position != run.evaluated:
+            known, run.robbed = 0, True
         self._set_evaluated(run, known)
         return (Drop(run.held.sequence, known),)
 
-    def evict(self) -> tuple[Effect, ...]:
+    def evict(self, *, besides: Held | None = None) -> tuple[Effect, ...]:
         """Give up the idle sequence that was not used for longest; nothing without one."""
-        return self._forget(self.idle.pop(0)) if self.idle else ()
+        oldest = next((held for held in self.idle if held is not besides), None)
+        if oldest is None:
+            return ()
+        self.idle.remove(oldest)
+        return self._forget(oldest)
 
     def preempt(self) -> tuple[Effect, ...]:
         """Empty the request that came last, until another one ends; not the only one."""
@@ -283,9 +300,10 @@ class Batching:
         """Where a request would start: behind what is there, or following who computes more."""
         source, length = self._longest(work.scope, work.prompt, resumable)
         leader, fork_at = self._leader(work.scope, work.prompt)
+        branch, _owners = next(self._matches(work.scope, work.prompt[:-1]), (0, None))
         if leader is not None and fork_at >= length + self._follow_tokens:
-            return _Place(None, 0, leader, fork_at)
-        return _Place(source, length, None, 0)
+            return _Place(None, 0, leader, fork_at, branch)
+        return _Place(source, length, None, 0, branch)
 
     def _start(self, work: Work, place: _Place) -> Iterator[Effect]:
         self._clock += 1
@@ -298,7 +316,7 @@ class Batching:
                 yield Drop(sequence, length)
         else:
             if not self._free:
-                yield from self.evict()
+                yield from self.evict(besides=source)
             sequence = self._free.pop()
             if source is not None:
                 yield self._share(source, sequence, length)
@@ -306,6 +324,10 @@ class Batching:
         run.cached = length
         self.running[work.id] = run
         self._index(run.held, run, work.prompt)
+        if self.limits.checkpoints:
+            got = max(length, place.fork_at)
+            run.marks = [place.branch] if place.branch >= got + self._follow_tokens else []
+            run.marks.append(len(work.prompt))
         if place.leader is not None:
             run.follow(place.leader, place.fork_at)
         while self.idle and self.cells.used + self._growth() > self.limits.cells:
@@ -337,6 +359,30 @@ class Batching:
         if other is not None and fork_at >= run.evaluated + self._follow_tokens:
             run.follow(other, fork_at)
 
+    def _leave_checkpoint(self, run: Running) -> Iterator[Effect]:
+        """Let a sequence of its own hold what a request has computed so far."""
+        run.marks.remove(run.evaluated)
+        tokens = tuple(run.held.tokens[: run.evaluated])
+        if run.held.exact < len(tokens) or self._is_kept(run.held.scope, tokens):
+            return
+        if not self._free:
+            yield from self.evict()
+        if self._free:
+            self._clock += 1
+            copy = Held(self._free.pop(), list(tokens), run.held.scope, checkpoint=True)
+            copy.used = self._clock
+            self.idle.append(copy)
+            self._index(copy, copy, tokens)
+            yield self._share(run.held, copy.sequence, len(tokens))
+
+    def _is_kept(self, scope: str, tokens: tuple[int, ...]) -> bool:
+        """Whether an idle sequence holds just these tokens."""
+        length, owners = next(self._matches(scope, tokens), (0, frozenset[int]()))
+        held = (self._owners[sequence] for sequence in owners)
+        return length == len(tokens) and any(
+            isinstance(one, Held) and len(one.tokens) == length for one in held
+        )
+
     def _relieve(self) -> Iterator[Effect]:
         """Make sure that everybody who runs can go on by a token.
 
@@ -354,6 +400,8 @@ class Batching:
     def _is_spent(self, source: Held, length: int) -> bool:
         """Whether taking a sequence over is better than sharing its beginning."""
         if not isinstance(self._owners[source.sequence], Held):
+            return False
+        if source.checkpoint and (self._free or len(self.idle) > 1):
             return False
         if not self.limits.divisible or not self._free:
             return True
@@ -421,6 +469,7 @@ class Batching:
         held = run.held
         start, end = slide_range(len(held.tokens), keep=run.work.keep)
         del held.tokens[start:end]
+        run.marks.clear()
         shared = self.cells.shared(held.sequence)
         if self.limits.can_slide and shared <= end <= run.evaluated:
             run.evaluated -= end - start

@@ -54,11 +54,17 @@ class Inbox:
         abort: Callable[[], None],
         rearm: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """``abort`` stops a running decode; ``rearm`` takes that back."""
+        """``abort`` stops a running decode; ``rearm`` takes that back.
+
+        ``patience_s`` is infinite where an abort costs the others more than a step.
+        """
         self._abort = abort
         self._rearm = rearm
         self._clock = clock
+        self._patience_s = patience_s
         self._changed = threading.Condition()
         self._items: list[Item] = []
         self._cancelled: set[int] = set()
@@ -79,7 +85,7 @@ class Inbox:
             self._cancelled.add(request)
             if request in self._running:
                 rest_s = self._until_s - self._clock()
-                if self._running <= self._cancelled or rest_s > PATIENCE_S:
+                if self._running <= self._cancelled or rest_s > self._patience_s:
                     self._abort()
             self._changed.notify()
 

@@ -68,6 +68,7 @@ class Loop:
                 batch_tokens=shape.batch_tokens,
                 divisible=shape.divisible,
                 can_slide=shape.can_shift,
+                checkpoints=not shape.divisible or shape.window_tokens > 0,
             )
         )
 
@@ -192,7 +193,10 @@ class Loop:
         return [] if answer == library.ABORTED else self._isolate(chunks, answer)
 
     def _next_chunks(self) -> tuple[Chunk, ...]:
-        budget = max(self._pace.budget(self._batching.decoding) >> self._shrink, 1)
+        protected = self._batching.decoding
+        if not self._engine.shape.divisible and len(self._batching.running) > 1:
+            protected = max(protected, 1)  # no step is aborted for one of several: keep it short
+        budget = max(self._pace.budget(protected) >> self._shrink, 1)
         chunks = self._in_turn(self._batching.plan(budget))
         while self._suspects:
             alone = tuple(chunk for chunk in chunks if chunk.id == self._suspects[0])

@@ -7,6 +7,7 @@ server has hung up. Grammars are compiled in a third, so that none holds up a ca
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import socket
@@ -19,7 +20,7 @@ from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedErro
 from server.runner import protocol
 from server.runner.gate import Gate
 from server.runner.grammar import Compiler
-from server.runner.inbox import Arrival, Inbox
+from server.runner.inbox import PATIENCE_S, Arrival, Inbox
 from server.runner.lastwords import print_frames
 from server.runner.library import Engine
 from server.runner.loop import Loop
@@ -99,11 +100,14 @@ class Service:
         )
 
     def _converse(self, engine: Engine, load: protocol.Load, load_s: float) -> None:
-        inbox = Inbox(engine.abort, engine.rearm)
         loop: Loop | PoolingLoop
         if load.settings.pooled:
+            inbox = Inbox(engine.abort, engine.rearm)
             loop = PoolingLoop(engine, inbox=inbox, send=self._send)
         else:
+            # A running state cannot go back to before an aborted step: others would begin anew.
+            patience_s = PATIENCE_S if engine.shape.divisible else math.inf
+            inbox = Inbox(engine.abort, engine.rearm, patience_s=patience_s)
             loop = Loop(engine, slots=load.settings.slots, inbox=inbox, send=self._send)
         compiler = Compiler(engine.vocabulary)
         self._preparing = Preparing(

@@ -17,6 +17,8 @@ class Limits:
         batch_tokens: most tokens per step.
         divisible: the end of a sequence can be dropped and its beginning shared.
         can_slide: positions can be moved.
+        checkpoints: a sequence cannot go on at every position of another: its prompt's end, and
+            where prompts part, are kept in sequences of their own.
     """
 
     slots: int
@@ -26,6 +28,7 @@ class Limits:
     batch_tokens: int
     divisible: bool = True
     can_slide: bool = True
+    checkpoints: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

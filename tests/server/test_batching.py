@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -81,19 +81,28 @@ def work(number: int, prompt: Sequence[int], most: int = 4, **changes: int | boo
     return Work(id=number, prompt=tuple(prompt), most_tokens=most, **changes)  # type: ignore[arg-type]
 
 
-def always(_sequence: int, _position: int) -> bool:
-    return True
-
-
 class Bench:
     """A batching and a cache that follow each other."""
 
-    def __init__(self, bounds: Limits) -> None:
+    def __init__(
+        self, bounds: Limits, resumable: Callable[[int, int], bool] = lambda _held, _position: True
+    ) -> None:
+        """``resumable`` is asked with how much a sequence holds, and a position."""
         self.batching = Batching(bounds)
         self.cache = Cache(bounds)
+        self._resumable = resumable
+
+    def admit(self) -> None:
+        self.cache.apply(
+            self.batching.admit(
+                lambda sequence, position: self._resumable(
+                    len(self.cache.sequences[sequence]), position
+                )
+            )
+        )
 
     def step(self, budget: int = 100) -> tuple[Chunk, ...]:
-        self.cache.apply(self.batching.admit(always))
+        self.admit()
         chunks = self.batching.plan(budget)
         if chunks:
             self.cache.compute(chunks)
@@ -105,7 +114,7 @@ class Bench:
 
     def run(self, number: int, answer: Sequence[int]) -> int:
         """Run one request alone to its end; returns how many prompt tokens were cached."""
-        self.cache.apply(self.batching.admit(always))
+        self.admit()
         cached = self.batching.running[number].cached
         for token in answer:
             while not any(chunk.output for chunk in self.step()):
@@ -159,6 +168,38 @@ class TestPromptReuse:
             cached = bench.run(number, [50])
 
         assert cached == 3
+
+    @pytest.mark.parametrize("divisible", [True, False])
+    def test_prompt_that_parts_from_another_leaves_a_checkpoint_there(
+        self,
+        divisible: bool,  # noqa: FBT001
+    ) -> None:
+        """The first cannot be gone back to, the second leaves a mark, the third finds it."""
+        bench = Bench(
+            limits(
+                divisible=divisible,
+                can_slide=False,
+                checkpoints=True,
+                cells=400,
+                context_tokens=100,
+                batch_tokens=64,
+            ),
+            resumable=lambda held, position: held == position,
+        )
+        cached = []
+        for number in range(4):
+            bench.batching.submit(work(number, [*range(40), 50 + number, 60]))
+            cached.append(bench.run(number, [9]))
+
+        assert cached == [0, 0, 40, 40]
+
+    def test_next_turn_goes_on_behind_the_prompt_when_the_answer_reads_differently(self) -> None:
+        bench = Bench(limits(divisible=False, can_slide=False, checkpoints=True))
+        bench.batching.submit(work(1, [1, 2, 3]))
+        bench.run(1, [4, 5])
+        bench.batching.submit(work(2, [1, 2, 3, 8, 9]))
+
+        assert bench.run(2, [7]) == 3
 
     def test_sequence_that_cannot_be_resumed_is_not_reused(self) -> None:
         bench = Bench(limits())
@@ -437,6 +478,8 @@ class BatchingMachine(RuleBasedStateMachine):
         cells=st.integers(CONTEXT, 3 * CONTEXT),
         batch=st.integers(1, 12),
         follow=st.integers(1, 4),
+        checkpoints=st.booleans(),
+        window=st.sampled_from([3, CONTEXT]),
     )
     def start(
         self,
@@ -448,8 +491,12 @@ class BatchingMachine(RuleBasedStateMachine):
         cells: int,
         batch: int,
         follow: int,
+        checkpoints: bool,
+        window: int,
     ) -> None:
+        self.window = window
         self.limits = limits(
+            checkpoints=checkpoints or not divisible,
             divisible=divisible,
             can_slide=can_slide and divisible,
             slots=slots,
@@ -491,19 +538,25 @@ class BatchingMachine(RuleBasedStateMachine):
     @rule(budget=st.integers(1, 12), kept=st.sampled_from([0.0, 0.5, 1.0]))
     def abort(self, *, budget: int, kept: float) -> None:
         chunks = self._plan(budget)
-        if chunks:
+        if chunks and kept:
             self.cache.compute(chunks)
         for chunk in chunks:
-            position = chunk.start + int(len(chunk.tokens) * kept)
+            # A running state cannot go back: what is there is all that was computed.
+            share = kept if self.limits.divisible else float(kept > 0)
+            position = chunk.start + int(len(chunk.tokens) * share)
             self.cache.apply(self.batching.rewind(chunk.id, position))
 
     @rule()
     def find_the_cache_full(self) -> None:
         self.cache.apply(self.batching.evict() or self.batching.preempt())
 
+    def _resumable(self, sequence: int, position: int) -> bool:
+        """As if only the last positions of a sequence were there to go back to."""
+        return len(self.cache.sequences[sequence]) - position <= self.window
+
     def _plan(self, budget: int) -> tuple[Chunk, ...]:
         before = set(self.batching.running)
-        self.cache.apply(self.batching.admit(always))
+        self.cache.apply(self.batching.admit(self._resumable))
         self._count_cells()
         for number in set(self.batching.running) - before:
             run = self.batching.running[number]
@@ -602,7 +655,7 @@ class BatchingMachine(RuleBasedStateMachine):
     def somebody_can_always_go_on(self) -> None:
         if not hasattr(self, "batching") or not self.known:
             return
-        self.cache.apply(self.batching.admit(always))
+        self.cache.apply(self.batching.admit(self._resumable))
         assert any(run.active for run in self.batching.running.values())
 
     def teardown(self) -> None:
