@@ -631,7 +631,7 @@ class BatchingMachine(RuleBasedStateMachine):
                 continue
             assert run.leader.order < run.order
             assert run.leader.held.scope == run.held.scope
-            assert run.work.prompt[: run.fork_at] == tuple(run.leader.held.tokens[: run.fork_at])
+            assert run.held.tokens[: run.fork_at] == run.leader.held.tokens[: run.fork_at]
 
     @invariant()
     def every_sequence_has_one_owner(self) -> None:
