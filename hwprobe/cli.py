@@ -12,13 +12,14 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
+from hwprobe.decision import MAX_RECORD_BYTES, Question, decide, record_of, replayed
+from hwprobe.decoding import parsed
 from hwprobe.engine import dry_run, engine_info
 from hwprobe.errors import DoesNotFitError, EngineCheckError, GgufError, ProbeError
 from hwprobe.fit import candidates_at
 from hwprobe.gguf import model_profile, read_header
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
-from hwprobe.placement import place
 from hwprobe.report import (
     machine_from_json,
     machine_lines,
@@ -98,6 +99,9 @@ def fit(
     measure: Annotated[
         bool, typer.Option("--measure", help="Let the engine compute the memory (GGUF file only).")
     ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Write question and answer here, for replay.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which variant fits, with which settings, and why.
@@ -107,10 +111,12 @@ def fit(
     if kv is not None and kv not in get_args(KvType):
         raise typer.BadParameter(f"expected one of {', '.join(get_args(KvType))}, found {kv!r}")
     wish = Wish(num_ctx=ctx, slots=slots, kv_type=kv, num_gpu=num_gpu)  # type: ignore[arg-type]
-    candidates = candidates_at(path)
     machine = _site(site) if site else _asked_machine(path, only_for_gpus=True)[0]
+    question = Question(machine=machine, candidates=candidates_at(path), wish=wish)
+    if record is not None:
+        record.write_bytes(record_of(question))
     try:
-        placement = place(machine, candidates, wish)
+        placement = decide(question)
     except DoesNotFitError as error:
         if as_json:
             rejected = [rejection_to_json(one) for one in error.rejected]
@@ -123,6 +129,29 @@ def fit(
         print(json.dumps({"fits": True, **placement_to_json(placement)}, indent=1))
         return
     print("\n".join(placement_lines(placement, machine)))
+
+
+@app.command()
+@_reported
+def replay(
+    path: Annotated[Path, typer.Argument(help="A record that fit --record wrote.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Decide a recorded question again, and compare the answer byte for byte.
+
+    Exits with 1 when this release answers differently, with 14 when nothing fits.
+    """
+    result = replayed(_read(path, MAX_RECORD_BYTES, "a record"))
+    if not result.same:
+        raise ProbeError(
+            f"{path}: this release answers otherwise than the record",
+            hint="the record was made by another release, or was changed",
+        )
+    if as_json:
+        print(json.dumps(result.answer, indent=1))
+        return
+    print("\n".join(placement_lines(decide(result.question), result.question.machine)))
 
 
 def _asked_machine(disk_path: Path, *, only_for_gpus: bool = False) -> tuple[Machine, str]:
@@ -140,14 +169,15 @@ def _asked_machine(disk_path: Path, *, only_for_gpus: bool = False) -> tuple[Mac
 
 
 def _site(path: Path) -> Machine:
+    return machine_from_json(parsed(_read(path, MAX_SITE_REPORT_BYTES, "a site report"), str(path)))
+
+
+def _read(path: Path, most_bytes: int, what: str) -> bytes:
     with path.open("rb") as file:
-        data = file.read(MAX_SITE_REPORT_BYTES + 1)
-    if len(data) > MAX_SITE_REPORT_BYTES:
-        raise ProbeError(f"{path}: a site report has at most {MAX_SITE_REPORT_BYTES} bytes")
-    try:
-        return machine_from_json(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        raise ProbeError(f"{path}: no JSON: {error}") from error
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ProbeError(f"{path}: {what} has at most {most_bytes} bytes")
+    return data
 
 
 def _exit_code(error: ProbeError) -> int:

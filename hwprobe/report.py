@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-import types
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict
+from typing import Any, Final
 
 from hwprobe.budgets import host_reserve_bytes, pool_budgets
+from hwprobe.decoding import decoded
 from hwprobe.errors import ProbeError
 from hwprobe.estimate import HOST, MemoryEstimate
 from hwprobe.machine import Machine
@@ -47,7 +47,7 @@ def machine_from_json(record: object) -> Machine:
             f"no site report: expected format {SITE_REPORT_FORMAT!r}",
             hint="make one on the target with: satchel-probe report --json",
         )
-    machine = _decoded(Machine, record, "machine")
+    machine = decoded(Machine, record, "machine")
     assert isinstance(machine, Machine)
     return machine
 
@@ -186,39 +186,3 @@ def _labelled(label: str, lines: tuple[str, ...]) -> tuple[str, ...]:
 
 def _line(label: str, text: str) -> str:
     return f"{label:<{_LABEL_WIDTH}} {text}".rstrip()
-
-
-def _decoded(kind: Any, value: object, where: str) -> object:
-    """Build a value of the annotated type from JSON."""
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
-        hints = get_type_hints(kind)
-        given = {
-            field.name: _decoded(hints[field.name], value[field.name], f"{where}.{field.name}")
-            for field in fields(kind)
-            if field.name in value
-        }
-        try:
-            return kind(**given)
-        except TypeError as error:
-            raise ProbeError(f"{where}: a field is missing: {error}") from error
-    origin, options = get_origin(kind), get_args(kind)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = options[:1] * len(value) if options[-1] is Ellipsis else options
-        if len(inner) == len(value):
-            pairs = enumerate(zip(inner, value, strict=True))
-            return tuple(_decoded(one, item, f"{where}[{at}]") for at, (one, item) in pairs)
-    elif origin in (Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
-        return _decoded(next(one for one in options if one is not type(None)), value, where)
-    elif (origin is Literal and value in options) or _is_plain(kind, value):
-        return value
-    raise ProbeError(f"{where}: expected {kind}, found {value!r:.80}")
-
-
-def _is_plain(kind: Any, value: object) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return kind in (str, bool) and isinstance(value, kind)

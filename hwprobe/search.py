@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hwprobe.budgets import pool_margin_bytes
-from hwprobe.estimate import estimate, gpu_pool, repacked_types
+from hwprobe.estimate import HOST, estimate, gpu_pool, repacked_types
 from hwprobe.ggml_types import GGML_TYPES_BY_NAME
 from hwprobe.machine import Machine
 from hwprobe.profile import ModelProfile
@@ -234,7 +234,14 @@ class Search:
             need_bytes=need,
             budget_bytes=budget,
             remedy=self.remedy(profile, least, need - budget, pool),
+            constraint=self.constraint(pool),
         )
+
+    def constraint(self, pool: str) -> str:
+        """The first bound on a pool, by name."""
+        if pool == HOST:
+            return self.machine.memory.limits[0][0]
+        return f"free {pool_words(pool)}"
 
     def remedy(
         self, profile: ModelProfile, least: EngineSettings, short_bytes: int, pool: str

@@ -59,6 +59,7 @@ class Rejection:
         pool: the first pool that is too small.
         need_bytes: predicted need there, margin included.
         budget_bytes: what there is.
+        constraint: the bound that makes the budget so small, such as a control group.
         remedy: what would make it fit.
     """
 
@@ -68,6 +69,7 @@ class Rejection:
     need_bytes: int
     budget_bytes: int
     remedy: str
+    constraint: str = ""
 
     @property
     def shortfall_bytes(self) -> int:
