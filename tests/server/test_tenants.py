@@ -6,31 +6,44 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from server.access import Keys
-from server.chat import RequestOptions
+from server.answer import Answerer
+from server.api.operations import OPERATIONS
+from server.embedder import Embedder
 from server.errors import ModelNotFoundError
 from tests.functional.live import LiveServer
 
 KEYS = Keys(digests=tuple(hashlib.sha256(key).digest() for key in (b"one", b"two")))
 HI = [{"role": "user", "content": "hi"}]
+RANK = {"query": "hi", "documents": ["a", "b"]}
 BODIES: dict[str, dict[str, Any]] = {
     "/api/generate": {"prompt": "hi"},
     "/api/chat": {"messages": HI},
+    "/api/embed": {"input": "hi"},
+    "/api/embeddings": {"prompt": "hi"},
     "/v1/chat/completions": {"messages": HI},
     "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
     "/v1/messages": {"messages": HI, "max_tokens": 5},
+    "/v1/messages/count_tokens": {"messages": HI},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/rerank": RANK,
+    "/rerank": RANK,
+    "/apply-template": {"messages": HI},
 }
+"""Every route that computes with what a client sends."""
 
+LEXING = {"/tokenize", "/detokenize", "/api/tokenize", "/api/detokenize"}
+"""They leave nothing in the cache and take no part in the batch."""
 
-class Recorder:
-    """Knows no model, but remembers who asked."""
-
-    def __init__(self) -> None:
-        self.tenants: list[str] = []
-
-    def chat(self, request: RequestOptions, _gone: object) -> Any:
-        self.tenants.append(request.tenant)
-        raise ModelNotFoundError("model not found")
+OTHERS = {
+    *(f"/api/{verb}" for verb in ("show", "copy", "pull", "push", "create", "me")),
+    *("/api/blobs/{digest}", "/api/signout"),
+    *("/api/experimental/web_search", "/api/experimental/web_fetch"),
+}
+"""They compute nothing with a model."""
 
 
 def test_label_is_stable_and_tells_nothing_of_the_key() -> None:
@@ -49,11 +62,27 @@ def test_stranger_has_no_label_and_everybody_without_keys_the_same() -> None:
     assert Keys().tenant("Bearer one") == Keys().tenant(None) == ""
 
 
-def test_every_route_that_answers_tells_whose_request_it_is(tmp_path: Path) -> None:
-    recorder = Recorder()
+def test_every_route_is_looked_at() -> None:
+    posts = {one.path for one in OPERATIONS if one.method == "POST"}
+
+    assert posts == {*BODIES, *LEXING, *OTHERS}
+
+
+def test_every_route_that_computes_tells_whose_request_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants: list[str] = []
+
+    def ask(_owner: object, request: Any, _gone: object) -> Any:
+        """Knows no model, but remembers who asked."""
+        tenants.append(request.tenant)
+        raise ModelNotFoundError("model not found")
+
+    for name in ("chat", "generate", "render_chat", "count_chat"):
+        monkeypatch.setattr(Answerer, name, ask)
+    for name in ("embed", "rerank"):
+        monkeypatch.setattr(Embedder, name, ask)
     with LiveServer(tmp_path, keys=KEYS) as live:
-        answerer: Any = live.answerer
-        answerer.chat = answerer.generate = recorder.chat
         for path, body in BODIES.items():
             for key in ("one", "two"):
                 asked = {"model": "m", "stream": False, **body}
@@ -62,4 +91,4 @@ def test_every_route_that_answers_tells_whose_request_it_is(tmp_path: Path) -> N
                 assert status == 404, path
 
     labels = [KEYS.tenant("Bearer one"), KEYS.tenant("Bearer two")]
-    assert recorder.tenants == labels * len(BODIES)
+    assert tenants == labels * len(BODIES)
