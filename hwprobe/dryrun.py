@@ -128,8 +128,8 @@ def _context_params(settings: EngineSettings) -> Any:
     params.kv_unified = True
     params.n_batch = settings.num_batch
     params.n_ubatch = settings.num_ubatch
-    # One row of logits per sequence; where texts are pooled, every token is an output.
-    params.n_outputs_max = settings.num_batch if settings.pooled else settings.sequences
+    # A row of logits per sequence and some more; where texts are pooled, every token is an output.
+    params.n_outputs_max = settings.output_rows
     params.embeddings = settings.pooled
     params.n_threads = settings.threads
     params.n_threads_batch = settings.threads

@@ -173,7 +173,7 @@ def estimate(
 
 def host_terms(profile: ModelProfile, settings: EngineSettings) -> tuple[MemoryTerm, ...]:
     """What the engine's own accounting leaves out; all of it is host memory."""
-    rows = settings.num_batch if settings.pooled else settings.sequences
+    rows = settings.output_rows
     width = profile.vocabulary_size + (profile.embedding_length if settings.pooled else 0)
     widest = max(profile.feed_forward_length, profile.embedding_length, _query(profile))
     quantized_rows = GGML_TYPES_BY_NAME["Q8_0"].row_bytes(widest + 31)
@@ -275,7 +275,7 @@ def compute_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
     elif profile.sliding_blocks and settings.kv_type != "f16":
         feed_forward += query + 512
     per_token = masks + INPUT_BYTES_PER_TOKEN + 4 * max(feed_forward, experts, attention)
-    rows = tokens if settings.pooled else min(tokens, settings.sequences)
+    rows = tokens if settings.pooled else min(tokens, settings.output_rows)
     last = 4 * (rows * (profile.vocabulary_size + 2 * embedding) + 2 * tokens * embedding)
     return max(tokens * per_token, last) + COMPUTE_SLACK_BYTES
 

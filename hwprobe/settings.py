@@ -11,6 +11,10 @@ from typing import Literal
 KvType = Literal["f16", "q8_0", "q4_0"]
 """Element type of the KV cache, for keys and values alike."""
 
+PROPOSED_ROWS = 8
+"""Tokens of one step, of all requests, that are computed before it is known whether they come.
+Why: more seldom come true together, and each costs a row of logits."""
+
 MAX_SEQUENCES = 256
 """Sequence ids an engine knows. Source: llama-cparams.h, LLAMA_MAX_SEQ."""
 
@@ -79,8 +83,16 @@ class EngineSettings:
 
     @property
     def sequences(self) -> int:
-        """Sequence ids, and rows of logits, the engine is asked for."""
+        """Sequence ids the engine is asked for."""
         return min(self.slots + self.spare_sequences, MAX_SEQUENCES)
+
+    @property
+    def output_rows(self) -> int:
+        """Rows of logits the engine is asked for: one per sequence, and those computed ahead.
+
+        Where texts are pooled, every token is an output.
+        """
+        return self.num_batch if self.pooled else self.sequences + PROPOSED_ROWS
 
     @property
     def kv_cells(self) -> int:

@@ -66,6 +66,7 @@ class SamplingOptions:
         num_keep: prompt tokens kept when the context is shifted.
         stop: texts that end the answer; they are not part of it.
         mirostat: 0 off, 1 or 2; tau and eta belong to it.
+        speculate: tokens may be computed before it is known that they come.
         logit_bias: pairs of token id and bias added to its logit.
         lora: pairs of an adapter's number and its scale; adapters that are not named count 0.
             ``None`` applies them as the model was loaded.
@@ -89,6 +90,7 @@ class SamplingOptions:
     stop: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     lora: tuple[tuple[int, float], ...] | None = None
+    speculate: bool = True
 
 
 ConstraintKind = Literal["json", "json_schema", "regex", "lark", "gbnf"]

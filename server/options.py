@@ -68,8 +68,12 @@ OPTIONS: Mapping[str, Rule] = {
     "stop": Rule(kind="array"),
     "logit_bias": Rule(kind="bias"),
     "lora": Rule(kind="lora"),
+    "speculate": Rule(kind="boolean"),
 }
-"""Every option that has an effect. ``logit_bias``, ``lora`` and mirostat are ours."""
+"""Every option that has an effect.
+
+``logit_bias``, ``lora``, ``speculate`` and mirostat are ours.
+"""
 
 REQUEST_TIMEOUT = "request_timeout"
 """Seconds after which the request is ended with what has been said. Ours; a request's alone."""

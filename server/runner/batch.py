@@ -37,8 +37,8 @@ class Batch:
         """Begin a new batch."""
         self.size = 0
 
-    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: bool) -> None:
-        """Append consecutive tokens of one sequence; ``output`` asks for the last one's logits."""
+    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: int) -> None:
+        """Append consecutive tokens of one sequence; the last ``output`` of them get logits."""
         begin, end = self.size, self.size + len(tokens)
         if not tokens or end > self.capacity:
             raise ValueError(f"batch: expected 1 to {self.capacity - begin} more tokens")
@@ -46,7 +46,7 @@ class Batch:
         self._positions[begin:end] = np.arange(position, position + len(tokens))
         self._sequences[begin:end] = sequence
         self._outputs[begin:end] = 0
-        self._outputs[end - 1] = output
+        self._outputs[end - output : end] = 1
         self.size = end
         self.native.n_tokens = end
 

@@ -12,6 +12,7 @@ Rules:
  * decoding requests are in every step;
  * a prompt whose beginning another request is computing follows that one, and shares the
    beginning once it is there: it is computed once, by the request that came first;
+ * tokens may be proposed behind the one of a decoding request; they count once confirmed;
  * at least one token of a prompt is computed, for its logits;
  * only requests of one scope share;
  * where the cache cannot go back, a checkpoint is a sequence that shares another one's positions
@@ -25,8 +26,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from server.runner.cells import Cells
 from server.runner.fairness import AGING_TOKENS, DeficitRing, Line
@@ -37,6 +39,8 @@ from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide, Work
 FOLLOW_TOKENS = 32
 """Fewer common tokens are computed again rather than waited for. Why: a step costs nearly as much
 as that many rows, see `server.runner.pace.LEAST_TOKENS`."""
+
+NOTHING: Mapping[int, tuple[int, ...]] = MappingProxyType({})
 
 Resumable = Callable[[int, int], bool]
 """Whether a sequence can go on at a position; windowed caches forget."""
@@ -209,8 +213,13 @@ class Batching:
             effects += self._start(work, place)
         return (*effects, *self._relieve())
 
-    def plan(self, budget_tokens: int) -> tuple[Chunk, ...]:
-        """The next step: one token of each decoding request, then at most a budget of prefill."""
+    def plan(
+        self, budget_tokens: int, proposals: Mapping[int, tuple[int, ...]] = NOTHING
+    ) -> tuple[Chunk, ...]:
+        """The next step: one token of each decoding request, then at most a budget of prefill.
+
+        Behind the token of a decoding request come tokens proposed for it, where there is room.
+        """
         active = [run for run in self.running.values() if run.active]
         decoding = [run for run in active if run.pending == 1]
         prefilling = [run for run in active if run.pending > 1]
@@ -221,6 +230,7 @@ class Batching:
         room = min(self.limits.batch_tokens, self.limits.cells - self.cells.used)
         for run in decoding:
             room -= self._take(run, min(1, room), chunks)
+        room -= self._propose(proposals, room, chunks)
         wants: Counter[str] = Counter()
         for run in prefilling:
             wants[run.work.tenant] += run.reach
@@ -232,8 +242,19 @@ class Batching:
         return tuple(chunks)
 
     def advance(self, chunk: Chunk) -> None:
-        """Note that the cache now holds a chunk."""
-        self._set_evaluated(self.running[chunk.id], chunk.start + len(chunk.tokens))
+        """Note that the cache now holds a chunk; what was proposed counts when confirmed."""
+        end = chunk.start + len(chunk.tokens) - chunk.proposed
+        self._set_evaluated(self.running[chunk.id], end)
+
+    def confirm(self, request: int) -> None:
+        """Note that the token just appended is the one that was proposed and computed."""
+        run = self.running[request]
+        self._set_evaluated(run, run.evaluated + 1)
+
+    def retract(self, request: int) -> tuple[Effect, ...]:
+        """Forget the computed tokens that were proposed and not confirmed."""
+        run = self.running[request]
+        return (Drop(run.held.sequence, run.evaluated),)
 
     def append(self, request: int, token: int) -> tuple[Effect, ...] | None:
         """Add a sampled token; ``None`` if the context is full and may not slide.
@@ -498,6 +519,22 @@ class Batching:
             )
         )
         return count
+
+    def _propose(
+        self, proposals: Mapping[int, tuple[int, ...]], room: int, chunks: list[Chunk]
+    ) -> int:
+        """Put proposed tokens behind the chunks so far; returns how many."""
+        room = min(room, self.limits.proposed_tokens)
+        used = 0
+        for index, chunk in enumerate(chunks):
+            run = self.running[chunk.id]
+            # The context must not be full before the last of them is sampled.
+            most = min(room - used, self._final(run.work) - len(run.held.tokens) - 1)
+            if tokens := proposals.get(chunk.id, ())[: max(most, 0)]:
+                together = (*chunk.tokens, *tokens)
+                chunks[index] = replace(chunk, tokens=together, proposed=len(tokens))
+                used += len(tokens)
+        return used
 
     def _share(self, source: Held, target: int, end: int) -> Share:
         source.used = self._clock

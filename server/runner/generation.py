@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from server.runner.proposing import Proposer
 from server.runner.protocol import DoneReason, Row
 from server.runner.sampling import log_probabilities
 from server.runner.text import TextStream
@@ -20,6 +21,9 @@ class TokenSource(Protocol):
 
     def sample(self, row: npt.NDArray[np.float32]) -> int:
         """The next token, given its logits."""
+
+    def forced(self) -> tuple[int, ...]:
+        """Tokens it will choose next, if it cuts the text that way."""
 
     @property
     def finished(self) -> bool:
@@ -65,6 +69,7 @@ class Generation:
         pieces: Pieces,
         clock: Callable[[], float],
         relaxed: tuple[str, ...] = (),
+        proposer: Proposer | None = None,
     ) -> None:
         """Begin; the clock starts with `admitted`."""
         self.id = request
@@ -78,6 +83,7 @@ class Generation:
         self._pieces = pieces
         self._clock = clock
         self._relaxed = relaxed
+        self._proposer = proposer
         self._text = TextStream(stops)
         self._logprobs: deque[tuple[int, list[Any]]] = deque()
         self._admitted_s = self._first_s = clock()
@@ -103,6 +109,8 @@ class Generation:
         if not self.sampled:
             self._first_s = self._clock()
         self.sampled += 1
+        if self._proposer is not None:
+            self._proposer.push(token)
         if self._pieces.is_end(token):
             self.done = "stop"
             return token, self._last_row(self._text.finish())
@@ -123,6 +131,18 @@ class Generation:
         if self.done:
             return token, self._last_row(text, (token,))
         return token, Row(id=self.id, text=text, tokens=(token,), logprobs=self._ready_logprobs())
+
+    def propose(self, ratio: float) -> tuple[int, ...]:
+        """Tokens to compute ahead; at most as many as may still be said before the last."""
+        if self._proposer is None or not self.sampled:
+            return ()
+        found = self._proposer.propose(self._sampler.forced(), ratio)
+        return found[: max(self._most - self.sampled - 1, 0)]
+
+    def settle(self, *, proposed: int, right: int) -> None:
+        """Note how many of the tokens computed ahead were said."""
+        if self._proposer is not None:
+            self._proposer.settle(proposed=proposed, right=right)
 
     def end(self, reason: DoneReason, *, last: Row | None = None) -> Row:
         """The last row of a request that ends from outside; ``last`` is its row of this step."""
@@ -152,6 +172,8 @@ class Generation:
             eval_s=now - self._first_s,
             prompt_ids=self.prompt,
             relaxed=self._relaxed,
+            proposed=self._proposer.proposed if self._proposer else 0,
+            accepted=self._proposer.accepted if self._proposer else 0,
         )
 
     def _ready_logprobs(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwprobe.settings import EngineSettings, KvType
+from hwprobe.settings import PROPOSED_ROWS, EngineSettings, KvType
 from server.errors import EngineRefusedError, LoadFailedError
 from server.runner.batch import Batch
 from server.runner.embedding import Frame
@@ -44,6 +44,7 @@ class Shape:
         cells: cells of the KV cache all slots share.
         batch_tokens: most tokens per decode.
         sequences: sequence ids, 0 to this minus one.
+        output_rows: most rows of logits per decode.
         vocabulary_size: length of a row of logits.
         divisible: the end of a sequence can be removed; recurrent models keep one state only.
         can_shift: positions can be moved.
@@ -57,6 +58,7 @@ class Shape:
     cells: int
     batch_tokens: int
     sequences: int
+    output_rows: int
     vocabulary_size: int
     divisible: bool
     can_shift: bool
@@ -151,7 +153,7 @@ class Engine:
             raise RuntimeError("the engine gave no logits")
         address = ctypes.addressof(pointer.contents)
         if self._rows is None or address != self._rows_address:
-            shape = (self.shape.sequences, self.shape.vocabulary_size)
+            shape = (self.shape.output_rows, self.shape.vocabulary_size)
             self._rows = np.ctypeslib.as_array(pointer, shape=shape)
             self._rows_address = address
         row: Row = self._rows[output]
@@ -267,11 +269,11 @@ class Engine:
         params.n_ubatch = settings.num_ubatch
         params.n_seq_max = settings.sequences
         # The engine asserts n_outputs_max >= n_seq_max; left at 0 it is n_batch rows of logits.
-        params.n_outputs_max = settings.num_batch if settings.pooled else params.n_seq_max
+        params.n_outputs_max = settings.output_rows
         params.embeddings = settings.pooled
         if not settings.pooled:  # vectors are then those of single tokens
             params.pooling_type = LIB.LLAMA_POOLING_TYPE_NONE
-        params.n_outputs_max_per_seq = 1
+        params.n_outputs_max_per_seq = 1 if settings.pooled else 1 + PROPOSED_ROWS
         params.n_threads = params.n_threads_batch = settings.threads
         params.flash_attn_type = int(settings.flash_attention)
         params.type_k = params.type_v = _GGML_TYPE[settings.kv_type]
@@ -304,6 +306,7 @@ class Engine:
             cells=cells,
             batch_tokens=self.batch.capacity,
             sequences=int(LIB.llama_n_seq_max(self._context)),
+            output_rows=settings.output_rows,
             vocabulary_size=self.vocabulary.size,
             divisible=divisible,
             can_shift=bool(LIB.llama_memory_can_shift(self._memory)),

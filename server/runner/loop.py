@@ -8,7 +8,7 @@ and only the one it refuses alone gets a fault.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from server.errors import EngineRefusedError
 from server.runner import library
@@ -20,6 +20,7 @@ from server.runner.generation import Generation
 from server.runner.inbox import Arrival, Inbox, Item
 from server.runner.library import Engine
 from server.runner.pace import Pace
+from server.runner.proposing import MOST_PROPOSED, Proposer
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
 from server.runner.turns import Scales, Turns
@@ -59,6 +60,9 @@ class Loop:
         self._turns = Turns()
         self._scales: dict[int, Scales] = {}
         self._shows_hidden = False
+        # A state or a window that has moved on cannot take rows back.
+        exact = shape.divisible and not shape.window_tokens
+        self._most_proposed = MOST_PROPOSED if exact else 0
         self._batching = Batching(
             Limits(
                 slots=slots,
@@ -66,6 +70,7 @@ class Loop:
                 context_tokens=shape.context_tokens,
                 sequences=shape.sequences,
                 batch_tokens=shape.batch_tokens,
+                proposed_tokens=self._most_proposed,
                 divisible=shape.divisible,
                 can_slide=shape.can_shift,
                 checkpoints=not shape.divisible or shape.window_tokens > 0,
@@ -153,6 +158,7 @@ class Loop:
                     gate=arrival.gate,
                 ),
                 pieces=vocabulary,
+                proposer=Proposer(arrival.work.prompt) if arrival.sampling.speculate else None,
                 relaxed=arrival.relaxed,
                 clock=self._clock,
             )
@@ -165,8 +171,9 @@ class Loop:
         chunks, hidden = self._texts.shape(self._next_chunks())
         if not chunks:
             return None
-        decoding = sum(len(chunk.tokens) == 1 for chunk in chunks)
-        prefill = sum(len(chunk.tokens) for chunk in chunks) - decoding
+        rows = [(len(chunk.tokens), 1 + chunk.proposed) for chunk in chunks]
+        decoding = sum(size for size, wanted in rows if size == wanted)
+        prefill = sum(size for size, wanted in rows if size != wanted)
         requests = frozenset(self._texts.owner(chunk.id) for chunk in chunks)
         if not self._inbox.begin(requests, self._pace.expect(decoding, prefill)):
             return None
@@ -174,7 +181,7 @@ class Loop:
         batch.clear()
         for chunk in chunks:
             batch.add(
-                chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.output
+                chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.outputs
             )
         if hidden != self._shows_hidden:
             self._engine.show_hidden(wanted=hidden)
@@ -197,7 +204,7 @@ class Loop:
         if not self._engine.shape.divisible and len(self._batching.running) > 1:
             protected = max(protected, 1)  # no step is aborted for one of several: keep it short
         budget = max(self._pace.budget(protected) >> self._shrink, 1)
-        chunks = self._in_turn(self._batching.plan(budget))
+        chunks = self._in_turn(self._batching.plan(budget, self._proposals()))
         while self._suspects:
             alone = tuple(chunk for chunk in chunks if chunk.id == self._suspects[0])
             if alone:
@@ -224,8 +231,8 @@ class Loop:
             if chunk.output and self._texts.owns(chunk.id):
                 rows += self._embed_one(chunk.id, outputs)
             elif chunk.output:
-                rows.append(self._sample_one(chunk.id, outputs))
-            outputs += chunk.output
+                rows += self._sample_one(chunk, outputs)
+            outputs += chunk.outputs
         return rows
 
     def _embed_one(self, work: int, output: int) -> tuple[Row, ...]:
@@ -247,12 +254,40 @@ class Loop:
             self._apply(self._batching.finish(work, keep=False))
         return job
 
-    def _sample_one(self, request: int, output: int) -> Row:
+    def _sample_one(self, chunk: Chunk, output: int) -> Iterator[Row]:
+        """Sample from a request's rows as long as they follow what was said."""
+        request = chunk.id
+        proposed = chunk.tokens[len(chunk.tokens) - chunk.proposed :]
+        for right in range(chunk.proposed + 1):
+            token, row = self._sample_row(request, output + right)
+            yield row
+            if request not in self._generations:
+                return
+            if right == chunk.proposed or token != proposed[right]:
+                break
+            self._batching.confirm(request)
+        if proposed:
+            self._generations[request].settle(proposed=len(proposed), right=right)
+            self._apply(self._batching.retract(request))
+
+    def _proposals(self) -> dict[int, tuple[int, ...]]:
+        """What the next step may compute ahead; nothing while something is wrong."""
+        if not self._most_proposed or self._shrink or self._suspects:
+            return {}
+        ratio = self._pace.ratio(self._batching.decoding)
+        return {
+            request: found
+            for request, run in self._batching.running.items()
+            if run.pending == 1 and run.active and request in self._generations
+            if (found := self._generations[request].propose(ratio))
+        }
+
+    def _sample_row(self, request: int, output: int) -> tuple[int, Row]:
         generation = self._generations[request]
         try:
             token, row = generation.step(self._engine.logits(output))
         except EngineRefusedError as refusal:
-            return self._fault(request, str(refusal))
+            return -1, self._fault(request, str(refusal))
         if generation.done is None:
             effects = self._batching.append(request, token)
             if effects is None:
@@ -261,7 +296,7 @@ class Loop:
                 self._apply(effects)
         if generation.done is not None:
             self._dismiss(request)
-        return row
+        return token, row
 
     def _make_room(self, chunks: tuple[Chunk, ...]) -> list[Row]:
         """The cache had no cells, and nothing changed: give up idle ones, go slower, wait."""

@@ -203,6 +203,8 @@ class Row:
         prompt_s: on the last row: seconds from admission to the first sampled token.
         eval_s: on the last row: seconds from there to the end.
         prompt_ids: on the last row: the prompt as the engine saw it (for ``context``).
+        proposed: on the last row: tokens computed before it was known that they come.
+        accepted: on the last row: of these, those that came.
         relaxed: on the last row: keywords of the schema that were not enforced.
         vectors: further vectors of an `Embed`, in the order of its texts.
         fault: this request was refused or broke; nothing follows for it.
@@ -220,6 +222,8 @@ class Row:
     prompt_s: float = 0.0
     eval_s: float = 0.0
     prompt_ids: tuple[int, ...] = ()
+    proposed: int = 0
+    accepted: int = 0
     relaxed: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
     fault: str | None = None

@@ -15,6 +15,7 @@ class Limits:
         context_tokens: most tokens of one request.
         sequences: sequence ids; more than ``slots`` keeps more idle prompts.
         batch_tokens: most tokens per step.
+        proposed_tokens: most proposed tokens per step.
         divisible: the end of a sequence can be dropped and its beginning shared.
         can_slide: positions can be moved.
         checkpoints: a sequence cannot go on at every position of another: its prompt's end, and
@@ -26,6 +27,7 @@ class Limits:
     context_tokens: int
     sequences: int
     batch_tokens: int
+    proposed_tokens: int = 0
     divisible: bool = True
     can_slide: bool = True
     checkpoints: bool = False
@@ -84,10 +86,22 @@ Effect = Drop | Share | Slide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Consecutive tokens of one request for the next step; ``output`` asks for logits."""
+    """Consecutive tokens of one request for the next step.
+
+    Attributes:
+        output: the last token's logits are wanted.
+        proposed: how many tokens at the end are only proposed; with them, the logits of each and
+            of the one before them are wanted.
+    """
 
     id: int
     sequence: int
     start: int
     tokens: tuple[int, ...]
     output: bool
+    proposed: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Tokens whose logits are wanted, at the end."""
+        return self.output + self.proposed

@@ -365,6 +365,53 @@ class TestGrammar:
         assert runner.finish(free).text == SKY["text"]
 
 
+class TestTokensComputedAhead:
+    WANTED = Constraint(
+        kind="json_schema",
+        source=json.dumps(
+            {
+                "type": "object",
+                "properties": {
+                    "status_of_the_machine": {"enum": ["running", "stopped"]},
+                    "explanation": {"type": "string", "maxLength": 20},
+                },
+                "required": ["status_of_the_machine", "explanation"],
+                "additionalProperties": False,
+            }
+        ),
+    )
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_forced_tokens_save_steps_and_change_nothing(
+        self, runner: Driver, temperature: float
+    ) -> None:
+        """Greedy and sampled; what the engine rounds otherwise does not show here."""
+        rows, steps = [], []
+        for speculate in (False, True):
+            begin = len(runner.steps)
+            rows.append(
+                runner.generate(
+                    CHAT.format("Is it running?"),
+                    num_predict=80,
+                    temperature=temperature,
+                    seed=4,
+                    constraint=self.WANTED,
+                    speculate=speculate,
+                )
+            )
+            steps.append(len(runner.steps) - begin)
+
+        assert rows[0].text == rows[1].text
+        assert (rows[0].proposed, rows[0].accepted) == (0, 0)
+        assert rows[1].accepted >= 5
+        assert steps[1] == steps[0] - rows[1].accepted
+
+    def test_greedy_text_is_that_of_the_golden_file(self, runner: Driver) -> None:
+        for case in CASES:
+            row = runner.generate(case["prompt"], num_predict=len(case["tokens"]) + 1)
+            assert row.text == case["text"]
+
+
 class TestManyRequests:
     def test_more_requests_than_slots_are_all_answered(self, runner: Driver) -> None:
         requests = [runner.start(CHAT.format("ping"), num_predict=4) for _ in range(40)]

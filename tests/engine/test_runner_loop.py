@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.chat import SamplingOptions
 from server.runner.inbox import Arrival, Inbox
 from server.runner.library import ABORTED, NO_ROOM, OK, Shape
 from server.runner.loop import Loop
+from server.runner.proposing import Proposer
 from server.runner.protocol import Row, Step
 from server.runner.work import Work
 
@@ -32,10 +36,9 @@ class Batch:
     def clear(self) -> None:
         self.parts, self.outputs = [], []
 
-    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: bool) -> None:
+    def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: int) -> None:
         self.parts.append((tuple(tokens), position, sequence))
-        if output:
-            self.outputs.append(tokens[-1])
+        self.outputs += tokens[len(tokens) - output :]
 
 
 class Engine:
@@ -47,6 +50,7 @@ class Engine:
             "cells": 96,
             "batch_tokens": 16,
             "sequences": 6,
+            "output_rows": 14,
             "vocabulary_size": SIZE,
             "divisible": True,
             "can_shift": True,
@@ -63,6 +67,7 @@ class Engine:
         self.batch = Batch()
         self.cache: dict[int, list[int]] = {n: [] for n in range(self.shape.sequences)}
         self.removed: list[tuple[int, int]] = []
+        self.cycle = SIZE
         self._fate = fate
 
     def decode(self) -> int:
@@ -76,7 +81,7 @@ class Engine:
 
     def logits(self, output: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         row = np.zeros(SIZE, np.float32)
-        row[(self.batch.outputs[output] + 1) % SIZE] = 9.0
+        row[(self.batch.outputs[output] + 1) % self.cycle] = 9.0
         return row
 
     def remove(self, sequence: int, start: int, _end: int = -1) -> bool:
@@ -108,7 +113,12 @@ def arrival(number: int, prompt: Sequence[int], most: int = 5) -> Arrival:
     )
 
 
-def run(engine: Engine, *arrivals: Arrival, slots: int = 3) -> dict[int, Row]:
+def run(
+    engine: Engine,
+    *arrivals: Arrival,
+    slots: int = 3,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[int, Row]:
     """Run all requests to their end; returns each one's last row with all its tokens."""
     subject: Any = engine
     inbox = Inbox(engine.abort, engine.rearm)
@@ -121,7 +131,7 @@ def run(engine: Engine, *arrivals: Arrival, slots: int = 3) -> dict[int, Row]:
         if step.n > 500 or len([r for r in last if r.done or r.fault]) == len(rows):
             inbox.close()
 
-    loop = Loop(subject, slots=slots, inbox=inbox, send=send)
+    loop = Loop(subject, slots=slots, inbox=inbox, send=send, clock=clock)
     for item in arrivals:
         inbox.put(item)
     loop.run()
@@ -133,6 +143,7 @@ def run(engine: Engine, *arrivals: Arrival, slots: int = 3) -> dict[int, Row]:
             tokens=tuple(token for row in held for token in row.tokens),
             done=held[-1].done,
             fault=held[-1].fault,
+            accepted=held[-1].accepted,
         )
         for number, held in rows.items()
     }
@@ -224,3 +235,39 @@ class TestCacheWithoutRoom:
         rows = run(Engine(lambda _parts: NO_ROOM), *THREE)
 
         assert {row.fault for row in rows.values()} == {"the KV cache has no room for this request"}
+
+
+class TestTokensComputedAhead:
+    @given(st.data())
+    @settings(deadline=None, max_examples=60)
+    def test_whatever_is_proposed_the_answers_are_the_same(self, data: st.DataObject) -> None:
+        draw = data.draw(st.randoms(use_true_random=False))
+
+        def propose(_self: Proposer, _forced: tuple[int, ...], _ratio: float) -> tuple[int, ...]:
+            last = _self._lookup._tokens[-1] if _self._lookup else 0
+            right = [(last + 1 + n) % SIZE for n in range(draw.randrange(5))]
+            return (*right, *(draw.randrange(SIZE) for _ in range(draw.randrange(4))))
+
+        fates = iter([OK, draw.choice([OK, ABORTED, NO_ROOM]), OK] * 4)
+        engine = Engine(lambda _parts: next(fates, OK))
+        works = [arrival(n, [20 * n, 20 * n + 1], most=draw.randrange(1, 30)) for n in range(3)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Proposer, "propose", propose)
+            rows = run(engine, *works)
+
+        for item in works:
+            begin, most = 20 * item.work.id + 2, item.work.most_tokens
+            expected = [n % SIZE for n in range(begin, begin + most)]
+            end = expected.index(SIZE - 1) if SIZE - 1 in expected else len(expected)
+            assert list(rows[item.work.id].tokens) == expected[:end]
+            assert rows[item.work.id].fault is None
+
+    def test_repetition_is_found_and_saves_steps(self) -> None:
+        engine = Engine(lambda _parts: OK, context_tokens=200, cells=600)
+        engine.cycle = 4
+        clock = iter(range(100_000))
+
+        row = run(engine, arrival(1, [0, 1, 2, 3] * 4, most=40), clock=lambda: next(clock) * 0.1)[1]
+
+        assert row.tokens == tuple(n % 4 for n in range(40))
+        assert row.accepted > 10

@@ -1,0 +1,133 @@
+"""Tokens that probably come next, to be computed in the step of the one before them. Pure.
+
+A step computes the last token of a request and, behind it, tokens that are only proposed. Each row
+is then sampled as ever; as long as the sampled token is the proposed one, the next row counts, and
+the rest is taken back. So proposals change what a step costs, never what is said.
+
+Two sources: the grammar's forced tokens, and the continuation of the last place where the same
+three tokens stood. How many tokens are worth their rows follows from how often the source was
+right and from what a row costs beside a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hwprobe.settings import PROPOSED_ROWS
+
+MOST_PROPOSED = PROPOSED_ROWS
+"""Of all requests together."""
+
+KEY_TOKENS = 3
+"""Tokens that must agree. Why: two agree by chance too often, four are found too seldom."""
+
+LOOKUP_TOKENS = 16_384
+"""The end of a prompt that is searched. Why: it is indexed in the decode thread, in 5 ms."""
+
+PAUSE = 32
+"""Steps after which a source that was not worth it is tried again, with one token."""
+
+NEVER = 0.9
+"""Where a row costs this much of what an accepted token saves, nothing is tried."""
+
+_WEIGHT = 0.15
+"""Of the newest row, in the average of how often a source is right."""
+
+
+class Odds:
+    """How often the proposals of one source are right."""
+
+    def __init__(self, prior: float) -> None:
+        """``prior``: how often they are right as long as nothing is known."""
+        self._right = prior
+        self._skipped = 0
+
+    def most(self, ratio: float) -> int:
+        """How many tokens to propose, where ``ratio`` is what a row costs of what one saves.
+
+        The n-th token counts only if all before it are right.
+        """
+        if ratio >= NEVER:
+            return 0
+        count, chance = 0, self._right
+        while count < MOST_PROPOSED and chance > ratio:
+            count += 1
+            chance *= self._right
+        if count:
+            return count
+        self._skipped += 1
+        if self._skipped < PAUSE:
+            return 0
+        self._skipped = 0
+        return 1
+
+    def note(self, *, right: int, wrong: int) -> None:
+        """Take rows into the average."""
+        for value in (1.0,) * right + (0.0,) * wrong:
+            self._right += _WEIGHT * (value - self._right)
+
+
+class Lookup:
+    """Where the last tokens of a text stood before."""
+
+    def __init__(self, tokens: Iterable[int]) -> None:
+        self._tokens: list[int] = []
+        self._behind: dict[tuple[int, ...], int] = {}
+        self._found: int | None = None
+        for token in tokens:
+            self.push(token)
+
+    def push(self, token: int) -> None:
+        """The text goes on."""
+        self._tokens.append(token)
+        key = tuple(self._tokens[-KEY_TOKENS:])
+        self._found = self._behind.get(key)
+        self._behind[key] = len(self._tokens)
+
+    def propose(self, most: int) -> tuple[int, ...]:
+        """What came behind these tokens the last time."""
+        if self._found is None:
+            return ()
+        return tuple(self._tokens[self._found : self._found + most])
+
+
+class Proposer:
+    """Proposes for one request.
+
+    Attributes:
+        proposed: tokens proposed and computed so far.
+        accepted: of these, those that were right.
+    """
+
+    def __init__(self, prompt: tuple[int, ...]) -> None:
+        self.proposed = 0
+        self.accepted = 0
+        self._prompt = prompt[-LOOKUP_TOKENS:]
+        self._lookup: Lookup | None = None
+        self._forced = Odds(1.0)
+        self._looked_up = Odds(0.5)
+        self._source = self._forced
+
+    def push(self, token: int) -> None:
+        """The answer goes on."""
+        if self._lookup is None:
+            self._lookup = Lookup(self._prompt)
+        self._lookup.push(token)
+
+    def propose(self, forced: tuple[int, ...], ratio: float) -> tuple[int, ...]:
+        """Tokens for the next step; see `Odds.most` for ``ratio``."""
+        if forced and (most := self._forced.most(ratio)):
+            self._source = self._forced
+            return forced[:most]
+        if self._lookup is None or forced:
+            return ()
+        self._source = self._looked_up
+        if not (found := self._lookup.propose(MOST_PROPOSED)):
+            return ()
+        return found[: self._looked_up.most(ratio)]
+
+    def settle(self, *, proposed: int, right: int) -> None:
+        """Note what became of a proposal of which ``proposed`` tokens were computed."""
+        self.proposed += proposed
+        self.accepted += right
+        self._source.note(right=right, wrong=int(right < proposed))
