@@ -33,7 +33,7 @@ from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
 from hwprobe.variants import choose_variant
-from server.access import Keys, load_keys, refuse_public_without_keys
+from server.access import KeyRing, Keys, load_keys, refuse_public_without_keys
 from server.answer import Answerer
 from server.api.blobs import CreatePolicy
 from server.api.guard import GuardPolicy
@@ -51,6 +51,7 @@ from server.listener import (
     inherited_sockets,
     threads_needed,
 )
+from server.manager import Manager, this_manager
 from server.planner import Machines, Planner, SelfTest
 from server.runner.process import Runner, RunnerLimits
 from server.scheduler import Scheduler, SchedulerLimits
@@ -65,6 +66,10 @@ Models decode a few at once and queue the rest themselves; more only cost thread
 MAX_QUEUE = 1024
 """Waiting requests beyond this are refused, whatever ``server.max_queue`` says: each waits in a
 thread, and more threads than this cost more than their clients' patience is worth."""
+
+
+STOP_SPARE_S = 15.0
+"""What the service manager is asked for beyond the drain: a runner gets 5 s for each signal."""
 
 
 def main() -> None:
@@ -96,7 +101,16 @@ def serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     for fault in store.survey().faults:
         LOG.warning("%s is not usable: %s", fault.path, fault.reason)
     sockets, admin = _sockets(config, keys, environ)
-    _run(config, keys=keys, store=store, sockets=sockets, admin=admin, arguments=arguments)
+    manager = this_manager()
+    _run(
+        config,
+        keys=keys,
+        store=store,
+        sockets=sockets,
+        admin=admin,
+        arguments=arguments,
+        manager=manager,
+    )
 
 
 def _run(
@@ -107,6 +121,7 @@ def _run(
     sockets: Sequence[socket.socket],
     admin: Sequence[socket.socket],
     arguments: argparse.Namespace,
+    manager: Manager,
 ) -> None:
     variant = _choose_variant(config)
     machine = _inventory()
@@ -157,11 +172,12 @@ def _run(
         isolated=not config.cache.share_across_keys,
     )
     loopback = all(_is_loopback(sock) for sock in sockets)
+    ring = KeyRing(keys)
     guard = GuardPolicy(
         loopback=loopback,
         hostname=socket.gethostname(),
         origins=config.server.origins,
-        keys=keys,
+        keys=ring,
     )
 
     was_there = store.paths.root.is_dir()
@@ -206,15 +222,43 @@ def _run(
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.stop())
+    reload_wanted = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: reload_wanted.set())
     _announce(listener.addresses, arguments.ready_file)
+    status = f"serving on {', '.join(listener.addresses)}"
+    manager.ready(status)
     draining = threading.Thread(target=scheduler.close, args=(config.limits.drain_s,))
+
+    def turned() -> None:
+        manager.alive()
+        if reload_wanted.is_set():
+            reload_wanted.clear()
+            _reload_keys(manager, ring, config.server.api_keys_file, status=status)
+
+    def stopping() -> None:
+        manager.stopping("letting answers finish", takes_s=config.limits.drain_s + STOP_SPARE_S)
+        draining.start()
+
     try:
-        listener.run(on_stopping=draining.start)
+        listener.run(on_turn=turned, on_stopping=stopping)
         draining.join()
     finally:
         listener.close()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a second one must not make this end a failure
+
+
+def _reload_keys(manager: Manager, ring: KeyRing, path: Path | None, *, status: str) -> None:
+    """Take the key file as it is now; one that is not in order changes nothing."""
+    manager.reloading()
+    try:
+        if path is None:
+            LOG.info("reload: no API keys are configured, so there is nothing to read again")
+        else:
+            LOG.info("reload: %d API keys", ring.reload(path))
+    except ServerError as error:
+        LOG.warning("reload: the API keys stay as they were: %s", error)
+    manager.ready(status)
 
 
 def _create_policy(config: Config) -> CreatePolicy:
@@ -225,12 +269,6 @@ def _create_policy(config: Config) -> CreatePolicy:
             max_bytes=config.limits.max_blob_bytes, reserve_bytes=config.store.reserve_bytes
         ),
     )
-
-
-def _jobs(config: Config, arguments: argparse.Namespace) -> Jobs:
-    """Jobs read the same file and environment; the command line's settings they are told."""
-    flags = {**_flags(arguments), "store.path": str(config.store.path)}
-    return Jobs.of(arguments.config, flags)
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

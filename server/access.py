@@ -9,7 +9,7 @@ Rules:
  * a key is compared in constant time with every line, whichever matches.
 
 What this does not do: keys have no scopes and no expiry; a change of the file counts from the next
-start.
+start or reload.
 """
 
 from __future__ import annotations
@@ -58,6 +58,29 @@ class Keys:
         if not any(matches):
             return None
         return hashlib.sha256(_TENANT + given).hexdigest()[:_TENANT_CHARACTERS]
+
+
+@dataclass(slots=True)
+class KeyRing:
+    """The keys in force: `reload` puts others in their place between two requests."""
+
+    keys: Keys
+
+    def tenant(self, authorization: str | None) -> str | None:
+        """As `Keys.tenant`, by the keys in force now."""
+        return self.keys.tenant(authorization)
+
+    def reload(self, path: Path | None) -> int:
+        """Read the file again; on an error the keys stay as they are.
+
+        Returns:
+            How many keys there are now.
+
+        Raises:
+            ServerError: as `load_keys`.
+        """
+        self.keys = load_keys(path)
+        return len(self.keys.digests)
 
 
 def parse_keys(text: str, *, source: str) -> Keys:

@@ -212,10 +212,16 @@ class Listener:
                 with contextlib.suppress(OSError):  # closed meanwhile: then nobody waits
                     dispatcher.pull_trigger()
 
-    def run(self, *, on_stopping: Callable[[], None] = lambda: None) -> bool:
+    def run(
+        self,
+        *,
+        on_turn: Callable[[], None] = lambda: None,
+        on_stopping: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Serve until `stop`, then let running answers finish.
 
         Args:
+            on_turn: called at every turn of the loop, at least once in `TICK_S`.
             on_stopping: called once no new connection is accepted.
 
         Returns:
@@ -223,11 +229,13 @@ class Listener:
         """
         while not self._stopping.is_set():
             self._turn()
+            on_turn()
         self._stop_accepting()
         on_stopping()
         deadline_s = time.monotonic() + self._limits.drain_s
         while self._traffic.in_flight and time.monotonic() < deadline_s:
             self._turn()
+            on_turn()
         drained = not self._traffic.in_flight
         self._flush()
         self._close_idle()

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import falcon
 
-from server.access import Keys
+from server.access import KeyRing, Keys
 from server.chat import RequestOptions
 from server.errors import UnauthorizedError
 
@@ -79,7 +79,7 @@ class GuardPolicy:
     hostname: str = ""
     allowed_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    keys: Keys
+    keys: Keys | KeyRing
 
 
 class Guard:

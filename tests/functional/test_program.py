@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -97,10 +98,11 @@ def serving(
         child.communicate()
 
 
-def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+def ask(port: int, method: str, path: str, body: Any = None, *, key: str = "") -> tuple[int, bytes]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body))
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -258,3 +260,50 @@ def test_name_that_stands_for_another_address_is_refused(
     )
     with pytest.raises(ServerError, match=r"listening on 0\.0\.0\.0 lets other machines in"):
         _sockets(config, Keys(), {})
+
+
+def heard(manager: socket.socket, wanted: str) -> None:
+    """Read what the service manager is told until this is among it."""
+    manager.settimeout(60)
+    while wanted not in manager.recv(4096).decode().split("\n"):
+        pass
+
+
+def test_service_manager_is_told_and_keys_are_read_again(tmp_path: Path) -> None:
+    store, keys = tmp_path / "store", tmp_path / "keys"
+    one, two = (f"sha256:{hashlib.sha256(key).hexdigest()}\n" for key in (b"one", b"two"))
+    keys.write_text(one)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        words = ("--port", "0", "--store", str(store), "--api-keys-file", str(keys))
+        with serving(*words, env=env) as (child, port):
+
+            def status(key: str) -> int:
+                return ask(port, "GET", "/api/tags", key=key)[0]
+
+            heard(manager, "READY=1")
+            heard(manager, "WATCHDOG=1")
+            assert (status("one"), status("two")) == (200, 401)
+            for text, expected in ((two, (401, 200)), ("no key\n", (401, 200)), (one, (200, 401))):
+                keys.write_text(text)
+                child.send_signal(signal.SIGHUP)
+                heard(manager, "RELOADING=1")
+                heard(manager, "READY=1")
+                assert (status("one"), status("two")) == expected
+            child.send_signal(signal.SIGTERM)
+            heard(manager, "STOPPING=1")
+            _, err = child.communicate(timeout=30)
+            assert child.returncode == 0
+    assert "reload: the API keys stay as they were: " in err
+    assert "no key" not in err
+
+
+def test_reload_without_keys_changes_nothing(tmp_path: Path) -> None:
+    with serving("--port", "0", "--store", str(tmp_path / "store")) as (child, port):
+        child.send_signal(signal.SIGHUP)
+        assert ask(port, "GET", "/api/tags")[0] == 200
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert "reload: no API keys are configured" in err
