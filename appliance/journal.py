@@ -26,8 +26,8 @@ class Event:
 
     Attributes:
         at: wall time, RFC 3339 in UTC.
-        kind: ``imported``, ``refused``, ``created``, ``removed``, ``copied``, ``pruned``,
-            ``trust``.
+        kind: ``imported``, ``refused``, ``created``, ``removed``, ``copied``, ``pushed``,
+            ``exported``, ``pruned``, ``trust``.
         details: JSON values.
     """
 

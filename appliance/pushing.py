@@ -7,24 +7,23 @@ file is hashed on its way; the name moves last.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from appliance.creation import read_model_name
-from appliance.errors import AppError, ModelMissingError, PushError, SwitchedOffError, store_io
+from appliance.errors import AppError, ModelMissingError, PushError, SwitchedOffError
 from appliance.journal import Journal
 from appliance.layout import Paths
+from appliance.outgoing import Advance, into_store
 from appliance.store import Store
-from appliance.uploads import UploadLimits
 from bundler.format.digest import Descriptor
 
 Tell = Callable[[Mapping[str, Any]], None]
 
-_PIECE_BYTES = 1 << 20
 _TELL_S = 0.06
-_UNLIMITED = UploadLimits(max_bytes=0, reserve_bytes=0)
 
 
 def push(text: str, store: Store, directory: Path | None, tell: Tell) -> None:
@@ -74,21 +73,27 @@ def push(text: str, store: Store, directory: Path | None, tell: Tell) -> None:
 
 
 def _copy(part: Descriptor, store: Store, target: Store, tell: Tell) -> None:
-    status = f"pushing {part.digest.short()}"
+    with telling(f"pushing {part.digest.short()}", part, tell) as advance:
+        into_store(part, store, target, advance)
+
+
+@contextlib.contextmanager
+def telling(status: str, part: Descriptor, tell: Tell) -> Iterator[Advance]:
+    """Tell of one file's copying in Ollama's words: at its beginning, now and then, at its end.
+
+    Yields:
+        What takes the number of bytes just done.
+    """
     event = {"status": status, "digest": str(part.digest), "total": part.size_bytes}
+    done, told_s = 0, time.monotonic()
+
+    def advance(size_bytes: int) -> None:
+        nonlocal done, told_s
+        done += size_bytes
+        if time.monotonic() - told_s >= _TELL_S:
+            told_s = time.monotonic()
+            tell({**event, "completed": done})
+
     tell({**event, "completed": 0})
-    if not target.has_blob(part):
-        done, told_s = 0, time.monotonic()
-        with (
-            target.receiving(part.digest, _UNLIMITED) as upload,
-            store_io("read a blob"),
-            store.paths.blob(part.digest).open("rb") as file,
-        ):
-            upload.reserve(part.size_bytes)
-            while piece := file.read(_PIECE_BYTES):
-                upload.write(piece)
-                done += len(piece)
-                if time.monotonic() - told_s >= _TELL_S:
-                    told_s = time.monotonic()
-                    tell({**event, "completed": done})
+    yield advance
     tell({**event, "completed": part.size_bytes})

@@ -188,6 +188,8 @@ def _kind(media: str, title: str) -> str:
         return media.removeprefix(OLLAMA_LAYER)
     if media in _PROJECTORS or (name.endswith(".gguf") and "mmproj" in name):
         return "projector"
+    if name.endswith(".adapter.gguf"):  # as satchel export calls them
+        return "adapter"
     if media in _WEIGHTS[2:] or name.endswith(".gguf") or (media in _WEIGHTS and not name):
         return "model"
     if media == _LICENCES[0] or name.startswith(("license", "licence", "copying")):
