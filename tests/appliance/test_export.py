@@ -228,8 +228,8 @@ def layers_of(manifest: bytes) -> list[dict[str, Any]]:
 
 def manifest_in(layout: Path, name: str) -> bytes:
     """The manifest a reference of a layout stands for, its digest and size checked."""
-    index = json.loads((layout / "index.json").read_bytes())
-    found = [
+    index: dict[str, Any] = json.loads((layout / "index.json").read_bytes())
+    found: list[dict[str, Any]] = [
         one
         for one in index["manifests"]
         if one["annotations"]["org.opencontainers.image.ref.name"] == name
@@ -239,7 +239,7 @@ def manifest_in(layout: Path, name: str) -> bytes:
 
 
 def blob_in(layout: Path, descriptor: dict[str, Any]) -> bytes:
-    algorithm, _, hexadecimal = descriptor["digest"].partition(":")
+    algorithm, _, hexadecimal = str(descriptor["digest"]).partition(":")
     data = (layout / "blobs" / algorithm / hexadecimal).read_bytes()
     assert hashlib.sha256(data).hexdigest() == hexadecimal
     assert len(data) == descriptor["size"]
