@@ -138,6 +138,8 @@ def _speaker(choice: Choice) -> Say:
     renderer = Renderer(JinjaTemplate(choice.text), Guard(()))
 
     def say(messages: tuple[Message, ...]) -> str:
+        if any(each.tool_calls for each in messages) and not renderer.capabilities.calls:
+            return ""  # they would be spelled out
         try:
             return renderer.chat(messages, _TOOLS, think=True)
         except ServerError:

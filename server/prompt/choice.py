@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.chat import Message, ToolCall
+from server.prompt.abilities import probe
 from server.prompt.gotemplate.messages import PromptInput
 from server.prompt.gotemplate.prompt import DEFAULT_TEMPLATE, PromptTemplate
 from server.prompt.gotemplate.template import Limits, TemplateError
 from server.prompt.gotemplate.tools import Style
 from server.prompt.jinja import JinjaTemplate, TemplateBrokenError
-from server.prompt.render import probe
 
 GoTemplates = Literal["auto", "on", "off"]
 """Whether TEMPLATE layers are used: unless the Jinja can more, always, or only without a Jinja."""

@@ -6,10 +6,11 @@ import pytest
 
 from hwprobe.gguf import read_header
 from server.chat import Message, Tool, ToolCall
+from server.prompt.abilities import probe
 from server.prompt.guard import MARK, Guard
 from server.prompt.jinja import JinjaTemplate, TemplateRefusedError
 from server.prompt.model import renderer_of
-from server.prompt.render import Renderer, probe
+from server.prompt.render import Renderer
 
 DEMO = Path(__file__).parents[1] / "demo-model"
 OWN = (DEMO / "chat_template.jinja").read_text(encoding="utf-8")
