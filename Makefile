@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-js lint bench format requirements clean
+.PHONY: help demo install uninstall test test-js lint bench format requirements clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -29,6 +29,36 @@ demo: .venv/ready ## the main job in front of you: key, bundle, verify, import, 
 
 test: lint ## all that has to hold: linters, types, import rules, tests without a network
 	$(BIN)/python tests/offline.py
+
+# Into an environment of its own, with units and commands: see systemd/README.md.
+PREFIX ?= /usr
+LIB = $(DESTDIR)$(PREFIX)/lib/satchel
+UNITS = $(DESTDIR)/usr/lib/systemd/system
+COMMANDS := satchel satchel-bundle satchel-probe satchel-server
+
+install: .venv/ready ## install commands and units: make install [PREFIX=/usr] [DESTDIR=DIR]
+	$(PYTHON) -m venv $(LIB)
+	$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/main.txt
+	$(LIB)/bin/python requirements/engine.py
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index \
+	  --force-reinstall build/wheel/satchel-*.whl
+	sed -i 's|$(LIB)|$(PREFIX)/lib/satchel|g' $(LIB)/pyvenv.cfg $$(grep -rIl '$(LIB)' $(LIB)/bin)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	for name in $(COMMANDS); do ln -sfn ../lib/satchel/bin/$$name $(DESTDIR)$(PREFIX)/bin/$$name; done
+	for unit in systemd/satchel*; do \
+	  sed 's|/usr/lib/satchel|$(PREFIX)/lib/satchel|' $$unit | install -D -m 644 /dev/stdin $(UNITS)/$${unit#systemd/}; \
+	done
+	install -D -m 644 systemd/sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/satchel.conf
+	install -D -m 644 systemd/tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
+	install -d $(DESTDIR)$(PREFIX)/share/doc/satchel
+	install -m 644 docs/*.md systemd/gpu-*.conf LICENSE $(DESTDIR)$(PREFIX)/share/doc/satchel
+
+uninstall: ## take it away again; models, configuration and keys stay
+	for name in $(COMMANDS); do rm -f $(DESTDIR)$(PREFIX)/bin/$$name; done
+	for unit in systemd/satchel*; do rm -f $(UNITS)/$${unit#systemd/}; done
+	rm -f $(DESTDIR)/usr/lib/sysusers.d/satchel.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
+	rm -rf $(LIB) $(DESTDIR)$(PREFIX)/share/doc/satchel
 
 # Not part of `test`: it needs node and npm, which a machine without them cannot install offline.
 test-js: .venv/ready-for-tests ## the JavaScript clients of Ollama, OpenAI and Anthropic (needs node 20 and npm)
