@@ -18,6 +18,9 @@ Why: more seldom come true together, and each costs a row of logits."""
 MAX_SEQUENCES = 256
 """Sequence ids an engine knows. Source: llama-cparams.h, LLAMA_MAX_SEQ."""
 
+MAX_CELLS = (1 << 31) - 1
+"""Positions are 32-bit numbers with a sign. Source: llama.h, llama_pos."""
+
 CONTEXT_PADDING_TOKENS = 256
 """llama.cpp rounds every sequence's context up to this. Source: llama-context.cpp, GGML_PAD."""
 
@@ -76,6 +79,12 @@ class EngineSettings:
                 raise ValueError(msg)
         if self.num_ubatch > self.num_batch:
             msg = f"num_ubatch: expected at most {self.num_batch}, found {self.num_ubatch}"
+            raise ValueError(msg)
+        if self.kv_type != "f16" and not self.flash_attention:
+            msg = f"flash_attention: needed for a KV cache of {self.kv_type}"
+            raise ValueError(msg)
+        if self.kv_cells > MAX_CELLS:
+            msg = f"num_ctx: expected at most {MAX_CELLS} cells, found {self.kv_cells}"
             raise ValueError(msg)
         if self.pooled and self.num_ubatch != self.num_batch:
             msg = f"num_ubatch: expected {self.num_batch}, found {self.num_ubatch}"

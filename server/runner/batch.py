@@ -9,15 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from server.runner.lastwords import MisuseError
 from server.runner.native import LIB
 
 
 class Batch:
-    """Tokens for one decode call, in arrays of our own that the engine reads in place."""
+    """Tokens for one decode call, in arrays of our own that the engine reads in place.
+
+    Attributes:
+        capacity: most tokens.
+        size: tokens so far.
+        outputs: of these, those whose logits are asked for.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
+        self.outputs = 0
         self._tokens = np.zeros(capacity, np.int32)
         self._positions = np.zeros(capacity, np.int32)
         self._sequences = np.zeros(capacity, np.int32)
@@ -35,24 +43,34 @@ class Batch:
 
     def clear(self) -> None:
         """Begin a new batch."""
-        self.size = 0
+        self.size = self.outputs = 0
 
     def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: int) -> None:
-        """Append consecutive tokens of one sequence; the last ``output`` of them get logits."""
+        """Append consecutive tokens of one sequence; the last ``output`` of them get logits.
+
+        Raises:
+            MisuseError: they do not fit, or fewer are there than are to get logits.
+        """
         begin, end = self.size, self.size + len(tokens)
         if not tokens or end > self.capacity:
-            raise ValueError(f"batch: expected 1 to {self.capacity - begin} more tokens")
+            raise MisuseError(
+                f"batch: expected 1 to {self.capacity - begin} more tokens, found {len(tokens)}"
+            )
+        if not 0 <= output <= len(tokens):
+            raise MisuseError(f"batch: expected 0 to {len(tokens)} outputs, found {output}")
         self._tokens[begin:end] = tokens
         self._positions[begin:end] = np.arange(position, position + len(tokens))
         self._sequences[begin:end] = sequence
         self._outputs[begin:end] = 0
         self._outputs[end - output : end] = 1
+        self.outputs += output
         self.size = end
         self.native.n_tokens = end
 
     def ask_for_all(self) -> None:
         """Make every token an output, as pooling needs it."""
         self._outputs[: self.size] = 1
+        self.outputs = self.size
 
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:

@@ -1,7 +1,7 @@
 """The engine's samplers: a chain for one request, a grammar, and the array they work on. Native.
 
-Mistakes here end the process: a chain without a drawing step, a token the grammar does not
-allow. So a chain is only made from `sampling.chain`, and a grammar is asked before it is told.
+Mistakes here would end the process: a chain without a drawing step, a token the grammar does not
+allow. They are refused before the engine sees them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import EngineRefusedError
+from server.runner.lastwords import MisuseError
 from server.runner.native import LIB, LOG, QUICK
 from server.runner.sampling import Step
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """Source: llama.h, llama_token_data."""
+
+_DRAWING = ("greedy", "dist", "mirostat", "mirostat_v2")
+"""The steps that choose a token; the engine asserts that one of them has."""
 
 
 class Candidates:
@@ -31,8 +35,14 @@ class Candidates:
         self.reference = ctypes.byref(self.native)
 
     def fill(self, logits: npt.NDArray[np.float32], ids: npt.NDArray[Any] | None = None) -> None:
-        """Take the tokens ``ids`` with their logits, or the whole vocabulary."""
+        """Take the tokens ``ids`` with their logits, or the whole vocabulary.
+
+        Raises:
+            MisuseError: there are none, or more than the memory holds.
+        """
         count = len(logits)
+        if not 0 < count <= len(self._data):
+            raise MisuseError(f"candidates: expected 1 to {len(self._data)}, found {count}")
         data = self._data[:count]
         data["id"] = self._all[:count] if ids is None else ids
         data["logit"] = logits
@@ -72,14 +82,31 @@ class Chain:
     """One request's samplers, with their state."""
 
     def __init__(self, steps: Sequence[Step], *, bias: Sequence[tuple[int, float]] = ()) -> None:
+        """Make the samplers; the last one draws.
+
+        Raises:
+            MisuseError: none or another one draws, or the engine does not make one of them.
+        """
+        drawing = [index for index, (name, *_) in enumerate(steps) if name in _DRAWING]
+        if drawing != [len(steps) - 1]:
+            raise MisuseError("chain: expected one drawing step, at the end")
         self._native = LIB.llama_sampler_chain_init(LIB.llama_sampler_chain_default_params())
         for name, *arguments in steps:
             make = getattr(LIB, f"llama_sampler_init_{name}")
             sampler = make(*_bias_table(bias)) if name == "logit_bias" else make(*arguments)
+            if not sampler:  # a null pointer in the chain would be followed
+                self.close()
+                raise MisuseError(f"chain: the engine made no sampler {name}")
             LIB.llama_sampler_chain_add(self._native, sampler)
 
     def choose(self, candidates: Candidates) -> int:
-        """Run the samplers; returns the token they drew, -1 if none."""
+        """Run the samplers; returns the token they drew, -1 if none.
+
+        Raises:
+            MisuseError: the chain is closed, or there is nothing to choose from.
+        """
+        if not self._native or not candidates.native.size:
+            raise MisuseError("chain: expected an open chain and candidates")
         QUICK.sampler_apply(self._native, candidates.reference)
         return candidates.chosen()
 
@@ -108,27 +135,55 @@ class Grammar:
         Raises:
             EngineRefusedError: the engine does not accept it.
         """
-        LOG.last_errors()
         raw = source.encode("utf-8", "replace")
+        if not raw or b"\0" in raw:
+            raise EngineRefusedError(
+                "the grammar is not accepted: it is empty or holds a zero byte"
+            )
+        LOG.last_errors()
         self._native = LIB.llama_sampler_init_grammar(vocabulary.handle, raw, b"root")
         # A null pointer object is never None; only its truth value tells.
-        if not raw or b"\0" in raw or not self._native:
-            reason = LOG.last_errors() or "it is empty or holds a zero byte"
-            raise EngineRefusedError(f"the grammar is not accepted: {reason}")
+        if not self._native:
+            raise EngineRefusedError(f"the grammar is not accepted: {LOG.last_errors()}")
         self._one = Candidates(1)
+        self._size = int(vocabulary.size)
+        self._allowed: int | None = None
 
     def allows(self, token: int) -> bool:
-        """Whether ``token`` may come next."""
+        """Whether ``token`` may come next; none that the vocabulary does not have.
+
+        Raises:
+            MisuseError: the grammar is closed.
+        """
+        self._check_open()
+        self._allowed = None
+        if not 0 <= token < self._size:
+            return False
         self._one.fill(np.zeros(1, np.float32), np.array([token], np.int32))
         LIB.llama_sampler_apply(self._native, self._one.reference)
-        return self._one.first_possible()
+        if self._one.first_possible():
+            self._allowed = token
+        return self._allowed is not None
 
     def restrict(self, candidates: Candidates) -> None:
-        """Rule out all tokens that may not come next."""
+        """Rule out all tokens that may not come next.
+
+        Raises:
+            MisuseError: the grammar is closed.
+        """
+        self._check_open()
         LIB.llama_sampler_apply(self._native, candidates.reference)
 
     def accept(self, token: int) -> None:
-        """Go on after ``token``, which `allows` must have allowed: otherwise the process ends."""
+        """Go on after ``token``.
+
+        Raises:
+            MisuseError: `allows` was not asked about it just before, or did not allow it.
+        """
+        self._check_open()
+        if token != self._allowed:
+            raise MisuseError(f"grammar: expected a token that was just allowed, found {token}")
+        self._allowed = None
         LIB.llama_sampler_accept(self._native, token)
 
     def close(self) -> None:
@@ -136,3 +191,7 @@ class Grammar:
         if self._native:
             LIB.llama_sampler_free(self._native)
         self._native = None
+
+    def _check_open(self) -> None:
+        if not self._native:
+            raise MisuseError("grammar: it is closed")

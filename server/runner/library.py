@@ -19,7 +19,9 @@ import numpy.typing as npt
 from hwprobe.settings import PROPOSED_ROWS, EngineSettings, KvType
 from server.errors import EngineRefusedError, LoadFailedError
 from server.runner.batch import Batch
+from server.runner.bounds import check_room
 from server.runner.embedding import Frame
+from server.runner.lastwords import MisuseError
 from server.runner.native import LIB, LOG, QUICK
 from server.runner.vocabulary import Vocabulary
 
@@ -102,6 +104,8 @@ class Engine:
         self._abort_flag = ctypes.create_string_buffer(2)
         self._model: Any = None
         self._context: Any = None
+        self._readable = 0
+        check_room(model_path, settings)
         LIB.llama_backend_init()
         try:
             self._model = _load_model(model_path, settings, on_progress)
@@ -137,17 +141,35 @@ class Engine:
         return text.decode(errors="replace")
 
     def decode(self) -> int:
-        """Compute the batch; returns the engine's answer, see `OK`, `NO_ROOM`, `ABORTED`."""
-        if not self.batch.size:
-            raise ValueError("decode: expected a batch, found an empty one")
+        """Compute the batch; returns the engine's answer, see `OK`, `NO_ROOM`, `ABORTED`.
+
+        Raises:
+            MisuseError: there is no batch, or the engine would not survive it.
+        """
+        size, outputs = self.batch.size, self.batch.outputs
+        if not self._context or not size:
+            raise MisuseError("decode: expected an open engine and a batch")
+        if outputs > self._most_outputs:
+            raise MisuseError(f"decode: expected at most {self._most_outputs} outputs: {outputs}")
+        if size > self._most_at_once and not LIB._lib.llama_get_causal_attn(self._context):  # noqa: SLF001 - not among the bindings
+            raise MisuseError(
+                f"decode: expected at most {self._most_at_once} tokens that see each other: {size}"
+            )
+        self._readable = 0
         answer: int = LIB.llama_decode(self._context, self.batch.native)
+        if answer == OK:
+            self._readable = outputs
         return answer
 
     def logits(self, output: int) -> Row:
         """The logits of the ``output``-th asked-for token of the last batch: float32[n_vocab].
 
         A view: it is overwritten by the next decode.
+
+        Raises:
+            MisuseError: that many were not asked for, or the decode failed.
         """
+        self._check_output(output)
         pointer = QUICK.get_logits(self._context)
         if not pointer:
             raise RuntimeError("the engine gave no logits")
@@ -166,7 +188,9 @@ class Engine:
 
         Raises:
             EngineRefusedError: the model gives none.
+            MisuseError: that many were not asked for, or the decode failed.
         """
+        self._check_output(output)
         return self._copied(LIB.llama_get_embeddings_ith(self._context, output))
 
     def show_hidden(self, *, wanted: bool) -> None:
@@ -192,7 +216,7 @@ class Engine:
             return
         count = len(self._adapters)
         if len(scales) != count:
-            raise ValueError(f"scales: expected {count}, found {len(scales)}")
+            raise MisuseError(f"scales: expected {count}, found {len(scales)}")
         kind = LIB.llama_adapter_lora_p_ctypes
         pointers = (kind * count)(*(ctypes.cast(handle, kind) for handle in self._adapters))
         values = (ctypes.c_float * count)(*scales)
@@ -237,7 +261,7 @@ class Engine:
         """Forget positions ``start`` to ``end`` and close the gap."""
         self._check(sequence)
         if not self.shape.can_shift:
-            raise ValueError("slide: this model's positions cannot be moved")
+            raise MisuseError("slide: this model's positions cannot be moved")
         self.remove(sequence, start, end)
         LIB.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
 
@@ -270,6 +294,8 @@ class Engine:
         params.n_seq_max = settings.sequences
         # The engine asserts n_outputs_max >= n_seq_max; left at 0 it is n_batch rows of logits.
         params.n_outputs_max = settings.output_rows
+        self._most_outputs = settings.output_rows
+        self._most_at_once = settings.num_ubatch
         params.embeddings = settings.pooled
         if not settings.pooled:  # vectors are then those of single tokens
             params.pooling_type = LIB.LLAMA_POOLING_TYPE_NONE
@@ -367,7 +393,11 @@ class Engine:
 
     def _check(self, sequence: int) -> None:
         if not 0 <= sequence < self.shape.sequences:
-            raise ValueError(f"sequence: expected 0 to {self.shape.sequences - 1}: {sequence}")
+            raise MisuseError(f"sequence: expected 0 to {self.shape.sequences - 1}: {sequence}")
+
+    def _check_output(self, output: int) -> None:
+        if not 0 <= output < self._readable:
+            raise MisuseError(f"output: expected 0 to {self._readable - 1}, found {output}")
 
 
 def _load_model(path: Path, settings: EngineSettings, on_progress: Callable[[float], bool]) -> Any:
