@@ -164,7 +164,12 @@ class Residency:
         return effects + self._advance(now)
 
     def load_failed(
-        self, now: float, load_id: LoadId, message: str, reason: Reason = Reason.LOAD_FAILED
+        self,
+        now: float,
+        load_id: LoadId,
+        message: str,
+        reason: Reason = Reason.LOAD_FAILED,
+        retry_after_s: float = 0.0,
     ) -> list[Effect]:
         """A `Load` has failed: everyone who waited for it is refused; the next one tries anew."""
         resident = self._residents.pop(load_id, None)
@@ -173,7 +178,14 @@ class Residency:
         effects: list[Effect] = []
         for request in self._waiting_for(resident):
             del self._queue[request.ticket]
-            effects.append(_refuse(request, reason, message))
+            effects.append(
+                Refuse(
+                    ticket=request.ticket,
+                    reason=reason,
+                    message=message,
+                    retry_after_s=retry_after_s,
+                )
+            )
         return effects + self._advance(now)
 
     def died(self, now: float, load_id: LoadId) -> list[Effect]:

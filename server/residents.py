@@ -89,11 +89,12 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """The request will not be served."""
+    """The request will not be served; ``retry_after_s`` seconds later it may be, if positive."""
 
     ticket: Ticket
     reason: Reason
     message: str
+    retry_after_s: float = 0.0
 
 
 Effect = Load | Unload | Grant | Refuse

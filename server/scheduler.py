@@ -284,11 +284,13 @@ class Scheduler:
             if slot.runner is not None:
                 slot.runner.stop(0)
                 self._examine(slot, slot.runner)
-            held = isinstance(error, HeldBackError)
-            reason = Reason.HELD_BACK if held else Reason.LOAD_FAILED
+            held_s = error.retry_after_s if isinstance(error, HeldBackError) else 0.0
+            reason = Reason.HELD_BACK if held_s else Reason.LOAD_FAILED
             with self._changed:
                 del self._slots[load_id]
-                self._perform(self._core.load_failed(self._clock(), load_id, str(error), reason))
+                self._perform(
+                    self._core.load_failed(self._clock(), load_id, str(error), reason, held_s)
+                )
             return
         _LOG.info("%s: loaded, process %d", slot.demand.name, runner.pid)
         with self._changed:
@@ -400,6 +402,6 @@ def _error(refusal: Refuse) -> ServerError:
         case Reason.LOAD_FAILED:
             return LoadFailedError(refusal.message)
         case Reason.HELD_BACK:
-            return HeldBackError(refusal.message)
+            return HeldBackError(refusal.message, retry_after_s=refusal.retry_after_s)
         case _:
             assert_never(refusal.reason)

@@ -22,15 +22,15 @@ from server.errors import LoadFailedError
 def check_room(model_path: Path, settings: EngineSettings) -> None:
     """Refuse settings whose cache and buffers are larger than the host's memory.
 
+    A file whose header cannot be read is left to the engine, which refuses it in its own words.
+
     Raises:
-        LoadFailedError: they are, or the file is no model.
+        LoadFailedError: they are larger.
     """
     try:
         profile = model_profile(read_header(model_path))
-    except GgufError as error:
-        raise LoadFailedError(str(error), hint=error.hint) from error
-    except OSError as error:
-        raise LoadFailedError(f"the model cannot be read: {error.strerror}") from error
+    except (GgufError, OSError):
+        return
     root = Path("/")
     memory = read_memory(root, cgroups=read_cgroup_memory(root))
     refuse_beyond(profile, settings, memory_bytes=largest_bytes(memory))

@@ -92,8 +92,13 @@ def test_model_that_crashes_again_and_again_is_not_loaded_for_a_while(tmp_path: 
     with LiveServer(tmp_path, script={"crash_load": True}) as server:
         for _ in range(3):
             assert server.post("/api/chat", **chat("x"))[0] == 500
-        status, answer = server.post("/api/chat", **chat("x"))
-        assert status == 503
+        connection = server.connect()
+        connection.request("POST", "/api/chat", json.dumps(chat("x")))
+        response = connection.getresponse()
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "1"
+        answer = json.loads(response.read())
+        connection.close()
         assert answer["error"].startswith("model: not loaded for another 1 s")
         assert records(server)[0].load_held_until
         server.say(words=["fine"])

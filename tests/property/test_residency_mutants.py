@@ -71,8 +71,9 @@ class FailsInSilence(Residency):
         load_id: LoadId,
         message: str,
         reason: residents.Reason = residents.Reason.LOAD_FAILED,
+        retry_after_s: float = 0.0,
     ) -> list[Effect]:
-        del message, reason
+        del message, reason, retry_after_s
         self._residents.pop(load_id, None)
         return self._advance(now)
 
