@@ -158,7 +158,10 @@ class Driver:
         ready, _, _ = select.select([self.socket], [], [], timeout_s)
         if not ready:
             return
-        data = self.socket.recv(1 << 20)
+        try:
+            data = self.socket.recv(1 << 20)
+        except ConnectionResetError:  # it died with commands unread
+            data = b""
         self.closed = not data
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:

@@ -27,7 +27,7 @@ SETTINGS = EngineSettings(num_ctx=256, slots=2, num_batch=64, num_ubatch=32, thr
 ROW = np.zeros(8, np.float32)
 
 
-def decode(engine: Engine, tokens: int, *, output: bool = True, sequence: int = 0) -> int:
+def decode(engine: Engine, tokens: int, *, output: int = 1, sequence: int = 0) -> int:
     engine.forget()
     engine.batch.clear()
     engine.batch.add([65] * tokens, position=0, sequence=sequence, output=output)
@@ -42,7 +42,7 @@ def empty(engine: Engine) -> None:
 def every_output(engine: Engine) -> None:
     engine.forget()
     engine.batch.clear()
-    engine.batch.add([65] * 3, position=0, sequence=0, output=True)
+    engine.batch.add([65] * (SETTINGS.output_rows + 1), position=0, sequence=0, output=True)
     engine.batch.ask_for_all()
     engine.decode()
 
@@ -67,7 +67,7 @@ def non_causal(engine: Engine) -> None:
 
 
 def logits_not_asked(engine: Engine) -> None:
-    decode(engine, 3, output=False)
+    decode(engine, 3, output=0)
     engine.logits(0)
 
 
@@ -132,6 +132,7 @@ def closed_chain(_engine: Engine) -> None:
 CASES: dict[str, Callable[[Engine], object]] = {
     "more tokens than a batch": lambda engine: decode(engine, 65),
     "empty batch": empty,
+    "more outputs than tokens": lambda engine: decode(engine, 2, output=3),
     "more outputs than rows": every_output,
     "tokens that see each other, over a micro-batch": non_causal,
     "row that was not asked for": logits_not_asked,
