@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -220,10 +221,20 @@ def test_dry_run_measures_without_reading_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_dry_run_of_settings_the_engine_refuses_is_an_error(profile: ModelProfile) -> None:
-    refused = replace(SMALL, kv_type="q8_0", flash_attention=False)
+def test_dry_run_of_settings_the_engine_refuses_is_an_error(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {
+        "blocks": 2,
+        "embedding": 256,
+        "feed_forward": 256,
+        "heads": 8,
+        "kv_heads": 8,
+    }
+    path = write_family(  # heads that are no whole blocks of q8_0
+        "mistral-7b", tmp_path, head=40, ggml_type="F16", output_type="F16", **shape
+    )
+    refused = replace(SMALL, kv_type="q8_0")
     with pytest.raises(EngineCheckError, match="the engine cannot create a context"):
-        dry_runs(DEMO, profile, [SMALL, refused])
+        dry_runs(path, model_profile(read_header(path)), [SMALL, refused])
 
 
 @pytest.mark.engine
