@@ -15,6 +15,7 @@ from appliance.client import Client
 from appliance.crashes import CrashFolder
 from appliance.errors import AppError
 from appliance.journal import timestamp
+from appliance.scrubbing import named, read_record, still_damaged
 from appliance.store import Store
 from hwprobe.quantity import Bytes
 from hwprobe.variants import read_choice
@@ -53,6 +54,9 @@ class Check:
 
 def check_models(store: Store) -> Check:
     """Whether the store can be read and all of its models are whole."""
+    if not store.paths.root.is_dir():
+        text = f"{store.paths.root} is not there"
+        return Check(name="store", level=Level.CRITICAL, text=text)
     try:
         survey = store.survey()
     except AppError as error:
@@ -65,6 +69,22 @@ def check_models(store: Store) -> Check:
         return Check(name="store", level=Level.WARNING, text="no model is installed")
     count = len(survey.models)
     return Check(name="store", level=Level.OK, text=f"{count} model{'s' * (count > 1)}")
+
+
+def check_scrub(store: Store) -> Check:
+    """Whether the last scrub found files that are not what their names say, and still are not."""
+    record = read_record(store.paths)
+    damaged = still_damaged(store.paths, record)
+    if not damaged:
+        text = f"finished {record.finished_at}" if record.finished_at else "never finished"
+        return Check(name="scrub", level=Level.OK, text=text)
+    try:
+        first = named(damaged[:1], store)[0]
+    except AppError as error:
+        return Check(name="scrub", level=Level.CRITICAL, text=str(error))
+    of = f" of {', '.join(first['models'])}" if first["models"] else ""
+    text = f"{len(damaged)} damaged, first {first['path']}{of}: {first['reason']}"
+    return Check(name="scrub", level=Level.CRITICAL, text=text)
 
 
 def check_space(store: Store, *, reserve_bytes: int) -> Check:

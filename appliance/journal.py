@@ -27,7 +27,7 @@ class Event:
     Attributes:
         at: wall time, RFC 3339 in UTC.
         kind: ``imported``, ``refused``, ``created``, ``removed``, ``copied``, ``pushed``,
-            ``exported``, ``pruned``, ``trust``.
+            ``exported``, ``pruned``, ``scrubbed``, ``repaired``, ``trust``.
         details: JSON values.
     """
 

@@ -13,6 +13,7 @@
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
+    satchel/scrub.json                              how far the last scrub is, and what it found
 
 Paths are made of validated digests and names only.
 """
@@ -94,6 +95,11 @@ class Paths:
     def lock(self) -> Path:
         """The file whose flock is the right to write."""
         return self.root / "satchel" / "lock"
+
+    @property
+    def scrub(self) -> Path:
+        """What `appliance.scrubbing` remembers."""
+        return self.root / "satchel" / "scrub.json"
 
     def directories(self) -> tuple[Path, ...]:
         """Every directory of an empty store, parents first."""

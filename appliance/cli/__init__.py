@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import bundles, leaving, making, models, site, talk, upkeep
+from appliance.cli import bundles, leaving, making, models, scrub, site, talk, upkeep
 from appliance.errors import AppError
 from appliance.measuring import version
 from bundler.format.errors import BundleError, printable
@@ -57,6 +57,7 @@ models.add_to(app)
 making.add_to(app)
 leaving.add_to(app)
 upkeep.add_to(app)
+scrub.add_to(app)
 site.add_to(app)
 talk.add_to(app)
 

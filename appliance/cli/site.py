@@ -113,7 +113,7 @@ def health_command(
     host: HostOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Check store, space, crashes of the last day, engine, and server.
+    """Check store, last scrub, space, crashes of the last day, engine, and server.
 
     Exit codes are those of monitoring: 0 ok, 1 warning, 2 critical, 3 unknown.
     """
@@ -126,6 +126,7 @@ def health_command(
     found = open_store(loaded)
     checks = [
         health.check_models(found),
+        health.check_scrub(found),
         health.check_space(found, reserve_bytes=loaded.store.reserve_bytes),
         health.check_crashes(CrashFolder(found.paths.crashes), now_s=time.time()),
         health.check_engine(found.paths.engine),
