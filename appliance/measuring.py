@@ -14,8 +14,8 @@ from appliance.site import Site
 from appliance.store import Store
 from hwprobe.engine import engine_info
 from hwprobe.errors import EngineCheckError
-from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
+from hwprobe.probing import probe_machine
 
 
 def version() -> str:
@@ -37,7 +37,7 @@ def this_site(config: Config) -> Site:
 def _machine(store: Path) -> Machine:
     """This machine; the engine is asked about GPUs only where there are some."""
     existing = next(path for path in (store, *store.parents) if path.is_dir())
-    machine = take_inventory(disk_path=existing)
+    machine = probe_machine(disk_path=existing)
     if not machine.gpus:
         return machine
     try:

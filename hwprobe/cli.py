@@ -18,8 +18,10 @@ from hwprobe.engine import dry_run, engine_info
 from hwprobe.errors import DoesNotFitError, EngineCheckError, GgufError, ProbeError
 from hwprobe.fit import candidates_at
 from hwprobe.gguf import model_profile, read_header
-from hwprobe.inventory import take_inventory
+from hwprobe.inventory.disk import read_speed
 from hwprobe.machine import Machine
+from hwprobe.probing import probe_machine
+from hwprobe.recording import look_at_this_machine, recorded_machine, write_recording
 from hwprobe.report import (
     machine_from_json,
     machine_lines,
@@ -71,13 +73,22 @@ def report(
     models: Annotated[
         Path, typer.Option(help="Where models are kept, for the free room of its disk.")
     ] = Path("/var/lib/satchel"),
+    root: Annotated[
+        Path | None, typer.Option(help="A recording of another machine, or its root directory.")
+    ] = None,
+    disk_speed: Annotated[
+        Path | None, typer.Option(help="Read this large file to measure the disk.")
+    ] = None,
 ) -> None:
     """Show what this machine is.
 
     With --json the output is a site report, which satchel-bundle pack --for and satchel-probe
     fit --for read on another machine.
     """
-    machine, engine = _asked_machine(models)
+    machine, engine = (_recorded(root), "") if root else _asked_machine(models)
+    if disk_speed is not None:
+        disk = replace(machine.disk, read_bytes_per_s=round(read_speed(disk_speed)))
+        machine = replace(machine, disk=disk)
     if as_json:
         print(json.dumps(machine_to_json(machine), indent=1))
         return
@@ -96,11 +107,14 @@ def fit(
     site: Annotated[
         Path | None, typer.Option("--for", help="Site report of the machine to decide for.")
     ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Recording of the machine to decide for.")
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Let the engine compute the memory (GGUF file only).")
     ] = False,
-    record: Annotated[
-        Path | None, typer.Option(help="Write question and answer here, for replay.")
+    record_file: Annotated[
+        Path | None, typer.Option("--record", help="Write question and answer here, for replay.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -111,10 +125,10 @@ def fit(
     if kv is not None and kv not in get_args(KvType):
         raise typer.BadParameter(f"expected one of {', '.join(get_args(KvType))}, found {kv!r}")
     wish = Wish(num_ctx=ctx, slots=slots, kv_type=kv, num_gpu=num_gpu)  # type: ignore[arg-type]
-    machine = _site(site) if site else _asked_machine(path, only_for_gpus=True)[0]
+    machine = _deciding_for(path, site=site, root=root)
     question = Question(machine=machine, candidates=candidates_at(path), wish=wish)
-    if record is not None:
-        record.write_bytes(record_of(question))
+    if record_file is not None:
+        record_file.write_bytes(record_of(question))
     try:
         placement = decide(question)
     except DoesNotFitError as error:
@@ -154,9 +168,43 @@ def replay(
     print("\n".join(placement_lines(decide(result.question), result.question.machine)))
 
 
+@app.command()
+@_reported
+def record(
+    out: Annotated[Path, typer.Argument(help="The tar file to write.")],
+    models: Annotated[
+        Path, typer.Option(help="Where models are kept, for the free room of its disk.")
+    ] = Path("/var/lib/satchel"),
+) -> None:
+    """Record what report looks at, so that report and fit --root see this machine elsewhere.
+
+    The file holds parts of /proc and /sys as they are: names of processors, disks, mounts and
+    control groups. No serial numbers are read.
+    """
+    offload = _asked_machine(models)[0].engine_offload
+    looks, machine = look_at_this_machine(disk_path=models.absolute(), engine_offload=offload)
+    write_recording(out, looks, machine)
+    refused = f", {len(looks.refused)} could not be read" if looks.refused else ""
+    print(f"{out}: {len(looks.files)} files{refused}")
+
+
+def _deciding_for(path: Path, *, site: Path | None, root: Path | None) -> Machine:
+    """The machine that fit decides for: the one named, or this one."""
+    if site is not None and root is not None:
+        raise typer.BadParameter("--for and --root both name a machine")
+    if root is not None:
+        return _recorded(root)
+    return _site(site) if site else _asked_machine(path, only_for_gpus=True)[0]
+
+
+def _recorded(path: Path) -> Machine:
+    with recorded_machine(path) as machine:
+        return machine
+
+
 def _asked_machine(disk_path: Path, *, only_for_gpus: bool = False) -> tuple[Machine, str]:
     """This machine, with what the engine says about GPUs, and a line about the engine."""
-    machine = take_inventory(disk_path=disk_path.absolute())
+    machine = probe_machine(disk_path=disk_path.absolute())
     if only_for_gpus and not machine.gpus:
         return machine, ""
     try:

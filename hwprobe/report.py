@@ -11,7 +11,7 @@ from hwprobe.budgets import host_reserve_bytes, pool_budgets
 from hwprobe.decoding import decoded
 from hwprobe.errors import ProbeError
 from hwprobe.estimate import HOST, MemoryEstimate
-from hwprobe.machine import Machine
+from hwprobe.machine import Machine, OtherGpu
 from hwprobe.quantity import Bytes
 from hwprobe.settings import EngineSettings
 from hwprobe.verdict import Placement, Rejection, pool_words
@@ -66,20 +66,28 @@ def machine_lines(machine: Machine, *, engine: str = "") -> tuple[str, ...]:
             f"{cpu.allowed} of {cpu.online} processors allowed{quota}, {cpu.big_cores} big "
             f"core(s), {cpu.decode_threads} thread(s) for decoding",
         ),
+        *_labelled("", tuple(_core_words(machine))),
         *_labelled("", (" ".join(cpu.features) or "no known instruction sets",)),
         _line(
             "Memory",
             f"{Bytes(memory.total_bytes)} installed, {Bytes(memory.available_bytes)} available, "
             f"{Bytes(budget)} usable for models ({Bytes(kept)} kept free)",
         ),
+        *_labelled("", tuple(_memory_notes(machine))),
         *_limit_lines(machine),
         *_gpu_lines(machine),
+        *_labelled("Other GPU", tuple(_other_gpu_words(gpu) for gpu in machine.other_gpus)),
+        *_labelled("Not used", machine.board.accelerators),
         *([_line("Engine", engine)] if engine else []),
         _line(
             "Disk",
             f"{Bytes(disk.free_bytes)} free of {Bytes(disk.total_bytes)} at {disk.path}"
-            + (" (spinning)" if disk.rotational else ""),
+            + (" (spinning)" if disk.rotational else "")
+            + (f" on {disk.device}" if disk.device else "")
+            + (f" ({disk.filesystem})" if disk.filesystem else ""),
         ),
+        *_labelled("", _speed_words(machine)),
+        *_labelled("Heat", tuple(_thermal_words(machine))),
     )
 
 
@@ -139,6 +147,57 @@ def _memory_lines(estimate: MemoryEstimate, budgets: Mapping[str, int]) -> Itera
         )
 
 
+def _core_words(machine: Machine) -> Iterator[str]:
+    cpu = machine.cpu
+    for kind in cpu.kinds:
+        clock = f" at {kind.max_khz / 1e6:.2f} GHz" if kind.max_khz else ""
+        words = kind.name or ("big" if kind.big else "small")
+        yield f"{kind.cores} {words} core(s){clock}" + ("" if kind.big else ", not for decoding")
+    nodes = machine.numa.nodes
+    if len(nodes) > 1:
+        free = ", ".join(str(Bytes(node.free_bytes)) for node in nodes)
+        moved = "; the kernel moves pages between them" if machine.numa.balancing else ""
+        yield f"{cpu.sockets} socket(s), {len(nodes)} memory nodes with {free} free{moved}"
+
+
+def _memory_notes(machine: Machine) -> Iterator[str]:
+    memory = machine.memory
+    if memory.hugepages_bytes:
+        yield f"{Bytes(memory.hugepages_bytes)} set aside for huge pages, lost to models"
+    if memory.zram_size_bytes:
+        yield (
+            f"compressed swap holds up to {Bytes(memory.zram_size_bytes)} and takes "
+            f"{Bytes(memory.zram_bytes)} now; swap is never counted as memory"
+        )
+    if memory.cma_free_bytes:
+        yield f"{Bytes(memory.cma_free_bytes)} of what is available is set aside for devices"
+
+
+def _other_gpu_words(gpu: OtherGpu) -> str:
+    own = f", {Bytes(gpu.total_bytes)}" if gpu.total_bytes else ""
+    shared = ", shares host memory" if gpu.unified else ""
+    detail = f"; {gpu.detail}" if gpu.detail else ""
+    return f"{gpu.vendor} {gpu.name}{own}{shared} ({gpu.driver or 'no driver'}){detail}; not used"
+
+
+def _speed_words(machine: Machine) -> tuple[str, ...]:
+    speed = machine.disk.read_bytes_per_s
+    return (f"reads {Bytes(int(speed))} per second",) if speed else ()
+
+
+def _thermal_words(machine: Machine) -> Iterator[str]:
+    thermal = machine.thermal
+    if thermal.hottest_c is not None:
+        limit = f", off at {thermal.critical_c:.0f}" if thermal.critical_c is not None else ""
+        yield f"{thermal.hottest_c:.0f} degrees Celsius{limit}"
+    if thermal.reasons:
+        yield f"held down now: {', '.join(thermal.reasons)}"
+    if thermal.past_reasons:
+        yield f"held down since the start: {', '.join(thermal.past_reasons)}"
+    if thermal.on_battery:
+        yield "runs on battery"
+
+
 def _limit_lines(machine: Machine) -> Iterator[str]:
     memory = machine.memory
     label = "Limits"
@@ -168,12 +227,14 @@ def _gpu_lines(machine: Machine) -> Iterator[str]:
         )
         more = f", {Bytes(usable)} usable for models" if usable is not None else ""
         yield _line("", f"GPU {gpu.index}: {gpu.name}, {own}{more}")
+        if gpu.throttle:
+            yield _line("", f"GPU {gpu.index} is held down: {', '.join(gpu.throttle)}")
 
 
 def _machine_words(machine: Machine) -> str:
     parts = [
         machine.board.name or "unnamed machine",
-        machine.board.virtual,
+        machine.board.container or machine.board.virtual,
         f"Linux {machine.board.kernel}" if machine.board.kernel else "",
     ]
     return ", ".join(part for part in parts if part)

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from hwprobe.errors import EngineCheckError, ProbeError
 from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
+from hwprobe.probing import probe_machine
 from hwprobe.variants import choose_variant
 from server.access import KeyRing, Keys, load_keys, refuse_public_without_keys
 from server.answer import Answerer
@@ -334,7 +336,7 @@ def _choose_variant(config: Config) -> str:
     """
     if os.environ.get(LIBRARY_VARIABLE):
         return ""
-    cpu = take_inventory().cpu
+    cpu = take_inventory(ask_driver=False).cpu
     choice = choose_variant(
         Paths(config.store.path).engine,
         features=cpu.features,
@@ -351,8 +353,8 @@ def _choose_variant(config: Config) -> str:
 
 def _inventory() -> Machine:
     """The machine, and whether the engine can use its GPUs if there are any."""
-    machine = take_inventory()
-    return take_inventory(engine_offload=_gpu_offload()) if machine.gpus else machine
+    machine = probe_machine()
+    return replace(machine, engine_offload=_gpu_offload()) if machine.gpus else machine
 
 
 @functools.cache
@@ -367,7 +369,7 @@ def _gpu_offload() -> bool:
 
 def _free_gpu_bytes() -> dict[str, int]:
     """Free memory of every GPU, for the scheduler to see a runner's memory come back."""
-    return {gpu_pool(gpu.index): gpu.free_bytes for gpu in take_inventory().gpus}
+    return {gpu_pool(gpu.index): gpu.free_bytes for gpu in probe_machine().gpus}
 
 
 def _gpu_names(machine: Machine) -> tuple[str, ...]:

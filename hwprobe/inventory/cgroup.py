@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hwprobe.inventory.cores import processor_list
 from hwprobe.inventory.files import exists, integer, read_integer, read_line, read_table, read_text
 from hwprobe.machine import CgroupMemory
 
@@ -54,6 +55,23 @@ def read_cpu_quota(root: Path) -> float | None:
             if quota and period and quota > 0 and period > 0:
                 quotas.append(quota / period)
     return min(quotas, default=None)
+
+
+def read_cpuset(root: Path) -> tuple[int, ...]:
+    """Logical processors the control groups allow; empty where they do not say.
+
+    The affinity mask of a process lies within them already; a recorded tree need not have one.
+    """
+    for name in ("cpuset", ""):
+        for hierarchy in _hierarchies(root, "cpuset"):
+            if (hierarchy.version == 1) != (name == "cpuset"):
+                continue
+            for directory in _upwards(root, hierarchy):
+                for file in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+                    processors = processor_list(read_line(root, f"{directory}/{file}"))
+                    if processors:
+                        return processors
+    return ()
 
 
 def _memory_v2(root: Path, directory: str) -> CgroupMemory | None:

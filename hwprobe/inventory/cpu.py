@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from hwprobe.inventory.files import integer, read_integer, read_line, read_text
+from hwprobe.errors import QuantityError
+from hwprobe.inventory.cores import core_kinds, processor_list
+from hwprobe.inventory.files import read_line, read_text
 from hwprobe.machine import Cpu
+from hwprobe.quantity import Bytes
 
-MAX_PROCESSORS: Final = 8192
-"""Source: NR_CPUS of the largest kernel configurations (x86 MAXSMP)."""
-BIG_CORE_SHARE: Final = 0.6
-"""A core is big when its capacity or clock is above this share of the best one's.
-
-Why: efficiency cores stand at 0.25 to 0.55 (A55 beside A76, E beside P cores), while boost clocks
-of equal cores differ by a few percent.
-"""
 _FEATURES = frozenset(
     (
         *("avx", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -28,26 +24,33 @@ _FEATURES = frozenset(
     )
 )
 """Instruction sets that ggml's CPU backend has kernels for. Source: ggml-cpu.c, ggml_cpu_has_*."""
+_MAX_SOCKETS: Final = 64
+_MAX_CACHE_BYTES: Final = 1 << 34
+"""Why: the largest caches are about 1 GiB per socket; what is above is not a cache."""
 
 
-def read_cpu(root: Path, *, quota: float | None) -> Cpu:
-    """The processors of the machine at ``root``, under the given control-group quota."""
+def read_cpu(root: Path, *, quota: float | None, cpuset: tuple[int, ...] = ()) -> Cpu:
+    """The processors of the machine at ``root``, under a control group's quota and set."""
     info = _cpuinfo(root)
-    online = _processor_list(read_line(root, "/sys/devices/system/cpu/online"))
+    online = processor_list(read_line(root, "/sys/devices/system/cpu/online"))
     if not online:
         online = tuple(range(max(1, info.count("processor"))))
-    allowed = _allowed(root, online)
+    allowed = _allowed(root, online, cpuset)
     features = info.get("flags") or info.get("Features")
     cores = {_core(root, number): number for number in reversed(allowed)}
+    kinds = core_kinds(root, tuple(cores.values()))
     return Cpu(
         model=info.get("model name") or info.get("Model") or info.get("Hardware") or "",
-        architecture=platform.machine(),
+        architecture=_architecture(root, info),
         online=len(online),
         allowed=len(allowed),
         allowed_cores=_physical(root, len(cores), allowed, online),
-        big_cores=_big(root, tuple(cores.values())),
+        big_cores=sum(kind.cores for kind in kinds if kind.big),
         quota=quota,
         features=tuple(sorted(_FEATURES & set(features.split()))),
+        sockets=_sockets(root, online),
+        kinds=kinds if len(kinds) > 1 or any(kind.name for kind in kinds) else (),
+        cache_bytes=_cache(root, allowed),
     )
 
 
@@ -73,24 +76,23 @@ def _cpuinfo(root: Path) -> _CpuInfo:
     return _CpuInfo(read_text(root, "/proc/cpuinfo"))
 
 
-def _allowed(root: Path, online: tuple[int, ...]) -> tuple[int, ...]:
+def _architecture(root: Path, info: _CpuInfo) -> str:
+    """As the kernel names it; of a recorded tree by its files, never by this machine."""
+    named = read_line(root, "/proc/sys/kernel/arch")  # Linux 6.1 and later
+    if named or root == Path(os.sep):
+        return named or platform.machine()
+    if info.get("Features"):
+        return "aarch64"
+    return "x86_64" if info.get("flags") else ""
+
+
+def _allowed(root: Path, online: tuple[int, ...], cpuset: tuple[int, ...]) -> tuple[int, ...]:
+    allowed = set(online)
     for line in read_text(root, "/proc/self/status").splitlines():
         if line.startswith("Cpus_allowed_list:"):
-            allowed = set(_processor_list(line.partition(":")[2])) & set(online)
-            return tuple(sorted(allowed)) or online
-    return online
-
-
-def _processor_list(text: str) -> tuple[int, ...]:
-    """Read the kernel's list form, such as ``0-3,8``; nothing when it is not one."""
-    numbers: set[int] = set()
-    for part in text.strip().split(",") if text.strip() else ():
-        first, _, last = part.partition("-")
-        low, high = integer(first), integer(last or first)
-        if low is None or high is None or not 0 <= low <= high < MAX_PROCESSORS:
-            return ()
-        numbers.update(range(low, high + 1))
-    return tuple(sorted(numbers))
+            allowed &= set(processor_list(line.partition(":")[2]))
+    narrowed = allowed & set(cpuset) if cpuset else allowed
+    return tuple(sorted(narrowed or allowed)) or online
 
 
 def _core(root: Path, number: int) -> tuple[str, str]:
@@ -110,13 +112,31 @@ def _physical(root: Path, counted: int, allowed: tuple[int, ...], online: tuple[
     return min(counted, psutil.cpu_count(logical=False) or counted)
 
 
-def _big(root: Path, representatives: tuple[int, ...]) -> int:
-    speeds = [
-        read_integer(root, f"/sys/devices/system/cpu/cpu{number}/cpu_capacity")
-        or read_integer(root, f"/sys/devices/system/cpu/cpu{number}/cpufreq/cpuinfo_max_freq")
-        for number in representatives
-    ]
-    known = [speed for speed in speeds if speed is not None and speed > 0]
-    if len(known) < len(speeds):
-        return len(representatives)
-    return sum(speed >= BIG_CORE_SHARE * max(known) for speed in known)
+def _sockets(root: Path, online: Sequence[int]) -> int:
+    path = "/sys/devices/system/cpu/cpu{}/topology/physical_package_id"
+    packages = {read_line(root, path.format(number)) for number in online}
+    known = {one for one in packages if one.isascii() and one.isdigit()}
+    return min(max(1, len(known)), _MAX_SOCKETS)
+
+
+def _cache(root: Path, allowed: Sequence[int]) -> int:
+    """The last-level caches, each counted once however many processors share it."""
+    sizes: dict[str, int] = {}
+    for number in allowed:
+        for index in (3, 2):
+            directory = f"/sys/devices/system/cpu/cpu{number}/cache/index{index}"
+            text = read_line(root, f"{directory}/size")
+            if text:
+                shared = read_line(root, f"{directory}/shared_cpu_list") or str(number)
+                sizes[f"{index} {shared}"] = _size(text)
+                break
+    return sum(sizes.values())
+
+
+def _size(text: str) -> int:
+    """``1280K`` in bytes; 0 when it is no size."""
+    try:
+        size = int(Bytes.parse(text))
+    except QuantityError:
+        return 0
+    return size if size < _MAX_CACHE_BYTES else 0

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from hwprobe.inventory.files import exists, names_in, read_line, read_text
 from hwprobe.machine import Gpu, Nvidia
 
 _VENDOR = "0x10de"
 _DISPLAY_CLASSES = ("0x0300", "0x0302")
+_SHARES_HOST = ("GB10", "ORIN", "XAVIER", "THOR", "TEGRA", "NVGPU")
+"""In the names of GPUs without memory of their own; some drivers report the host's as theirs."""
+_THROTTLE: Final = (
+    (0x4, "power cap"),
+    (0x8, "slowdown by hardware"),
+    (0x20, "temperature"),
+    (0x40, "temperature, by hardware"),
+    (0x80, "power brake"),
+)
+"""Source: nvmlClocksEventReason* and nvmlClocksThrottleReason* in nvml.h."""
+_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+_TEGRA_DRIVERS = ("/dev/nvhost-gpu", "/dev/nvgpu", "/sys/module/nvgpu")
 _T = TypeVar("_T")
 
 
@@ -23,9 +35,27 @@ def read_nvidia(root: Path, *, ask_driver: bool) -> tuple[Nvidia, tuple[Gpu, ...
     cards = _cards(root)
     if not ask_driver:
         if not cards:
-            return Nvidia(), ()
+            return _tegra(root) if _is_tegra(root) else (Nvidia(), ())
         return Nvidia(state="no_driver", detail="the driver was not asked", cards=cards), ()
     return _ask(root, cards)
+
+
+def may_have_driver(root: Path) -> bool:
+    """Whether there is a card or a driver that makes asking worth while."""
+    return bool(_cards(root)) or _is_tegra(root) or any(exists(root, one) for one in _SIGNS)
+
+
+def _is_tegra(root: Path) -> bool:
+    return "nvidia,tegra" in read_text(root, "/proc/device-tree/compatible")
+
+
+def _tegra(root: Path) -> tuple[Nvidia, tuple[Gpu, ...]]:
+    """A board whose GPU is part of the processor; older releases have no NVML for it."""
+    if not any(exists(root, one) for one in _TEGRA_DRIVERS):
+        detail = "the board has an NVIDIA GPU but its driver is not loaded"
+        return Nvidia(state="no_driver", detail=detail), ()
+    gpu = Gpu(index=0, name="NVIDIA Tegra", unified=True)
+    return Nvidia(state="usable", detail="the board's own GPU, without NVML"), (gpu,)
 
 
 def _cards(root: Path) -> tuple[str, ...]:
@@ -46,6 +76,8 @@ def _ask(root: Path, cards: tuple[str, ...]) -> tuple[Nvidia, tuple[Gpu, ...]]:
     try:
         pynvml.nvmlInitWithFlags(0)
     except pynvml.NVMLError as error:
+        if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND and _is_tegra(root):
+            return _tegra(root)
         return _unusable(root, cards, pynvml, error), ()
     try:
         driver = _text(_or(pynvml, "", pynvml.nvmlSystemGetDriverVersion))
@@ -116,34 +148,76 @@ def _slices(pynvml: Any, handle: Any) -> tuple[Any, ...]:
 
 
 def _gpu(pynvml: Any, device: Any, index: int, *, parent: Any) -> Gpu:
-    memory = _or(pynvml, None, pynvml.nvmlDeviceGetMemoryInfo, device, pynvml.nvmlMemory_v2)
-    if memory is None:
-        memory = _or(pynvml, None, pynvml.nvmlDeviceGetMemoryInfo, device)
+    memory, has_own = _memory(pynvml, device)
     pci = _or(pynvml, None, pynvml.nvmlDeviceGetPciInfo, parent)
     capability = _or(pynvml, None, pynvml.nvmlDeviceGetCudaComputeCapability, parent)
-    total = int(memory.total) if memory is not None else 0
+    name = _text(_or(pynvml, "", pynvml.nvmlDeviceGetName, device))
+    unified = not has_own or any(word in name.upper() for word in _SHARES_HOST)
+    total = int(memory.total) if memory is not None and not unified else 0
     used = int(memory.used) if memory is not None else 0
     reserved = int(getattr(memory, "reserved", 0))
     free = int(memory.free) if memory is not None else 0
+    computing = _or(pynvml, None, pynvml.nvmlDeviceGetComputeRunningProcesses, device)
+    drawing = _or(pynvml, None, pynvml.nvmlDeviceGetGraphicsRunningProcesses, parent)
+    seen = [list(one) for one in (computing, drawing) if one is not None]
     return Gpu(
         index=index,
-        name=_text(_or(pynvml, "", pynvml.nvmlDeviceGetName, device)),
+        name=name,
         uuid=_text(_or(pynvml, "", pynvml.nvmlDeviceGetUUID, device)),
         bus_id=_text(pci.busId) if pci is not None else "",
         total_bytes=total,
         # Drivers differ in whether `free` counts the reserved part; the smaller one is safe.
         free_bytes=max(0, min(free, total - reserved - used)),
         compute_capability=(int(capability[0]), int(capability[1])) if capability else None,
-        display=bool(_or(pynvml, 0, pynvml.nvmlDeviceGetDisplayActive, parent)),
-        unified=total == 0,
+        display=bool(_or(pynvml, 0, pynvml.nvmlDeviceGetDisplayActive, parent)) or bool(drawing),
+        unified=unified,
+        device_id=_device_id(pci),
+        slice=device is not parent,
+        processes=len({one.pid for group in seen for one in group}) if seen else None,
+        throttle=_throttle(pynvml, parent),
+        temperature_c=_or(
+            pynvml, None, pynvml.nvmlDeviceGetTemperature, parent, pynvml.NVML_TEMPERATURE_GPU
+        ),
+        bandwidth_bytes_per_s=_bandwidth(pynvml, parent),
     )
+
+
+def _memory(pynvml: Any, device: Any) -> tuple[Any, bool]:
+    """The driver's figures, or ``None``, and whether the GPU has memory of its own at all.
+
+    Only "not supported" says that it has not: any other failure is a fault of a card that has.
+    """
+    for version in ((pynvml.nvmlMemory_v2,), ()):
+        try:
+            return pynvml.nvmlDeviceGetMemoryInfo(device, *version), True
+        except pynvml.NVMLError as error:
+            last = error.value
+    return None, last != pynvml.NVML_ERROR_NOT_SUPPORTED
+
+
+def _device_id(pci: Any) -> str:
+    """``10de:2684`` of the driver's number, whose low half is the vendor."""
+    number = int(pci.pciDeviceId) if pci is not None else 0
+    return f"{number & 0xFFFF:04x}:{number >> 16:04x}" if number else ""
+
+
+def _throttle(pynvml: Any, parent: Any) -> tuple[str, ...]:
+    bits = _or(pynvml, 0, pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, parent)
+    return tuple(name for bit, name in _THROTTLE if int(bits) & bit)
+
+
+def _bandwidth(pynvml: Any, parent: Any) -> int | None:
+    """Two transfers per clock over the whole bus."""
+    width = _or(pynvml, None, pynvml.nvmlDeviceGetMemoryBusWidth, parent)
+    clock = _or(pynvml, None, pynvml.nvmlDeviceGetMaxClockInfo, parent, pynvml.NVML_CLOCK_MEM)
+    return 2 * int(width) // 8 * int(clock) * 1_000_000 if width and clock else None
 
 
 def _or(pynvml: Any, default: _T, call: Callable[..., Any], *arguments: Any) -> _T | Any:
     """The call's answer, or ``default``: old drivers lack functions, slices lack permissions."""
     try:
         return call(*arguments)
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
         return default
 
 

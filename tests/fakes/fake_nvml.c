@@ -1,7 +1,8 @@
 /* A libnvidia-ml.so.1 that answers from a text file of key=value lines, named by FAKE_NVML.
  *
  * Keys: rc.init, driver, count, and per GPU gpuN.name .uuid .total .free .reserved .cc .bus
- * .display .mem_rc .handle_rc .mig (number of slices), gpuNmM.* for slice M of GPU N.
+ * .display .mem_rc .handle_rc .mig (number of slices) .computing .drawing (number of processes)
+ * .throttle .temperature .bus_width .memory_mhz .device_id .crash, gpuNmM.* for slice M of GPU N.
  * A device handle is 1 + index, a slice's is 1000 * (1 + index) + slice.
  */
 #include <stdio.h>
@@ -135,5 +136,59 @@ status nvmlDeviceGetCudaComputeCapability(device handle, int *major, int *minor)
 
 status nvmlDeviceGetDisplayActive(device handle, int *out) {
     *out = (int) device_number(handle, "display", 0);
+    return OK;
+}
+
+typedef struct { unsigned pid; u64 memory; unsigned gpu_instance, compute_instance; } process;
+
+static status processes(device handle, const char *name, unsigned first, unsigned *count, process *out) {
+    unsigned there = (unsigned) device_number(handle, name, 0), room = *count;
+    *count = there;
+    if (there > room) return 7;
+    for (unsigned index = 0; out && index < there; index++) out[index] = (process) {first + index, 0, 0, 0};
+    return OK;
+}
+
+status nvmlDeviceGetComputeRunningProcesses_v3(device handle, unsigned *count, process *out) {
+    if (device_number(handle, "crash", 0)) abort();
+    return processes(handle, "computing", 100, count, out);
+}
+
+status nvmlDeviceGetGraphicsRunningProcesses_v3(device handle, unsigned *count, process *out) {
+    return processes(handle, "drawing", 200, count, out);
+}
+
+status nvmlDeviceGetCurrentClocksThrottleReasons(device handle, u64 *out) {
+    *out = device_number(handle, "throttle", 0);
+    return OK;
+}
+
+status nvmlDeviceGetTemperature(device handle, int sensor, unsigned *out) {
+    (void) sensor;
+    *out = (unsigned) device_number(handle, "temperature", 40);
+    return OK;
+}
+
+status nvmlDeviceGetMemoryBusWidth(device handle, unsigned *out) {
+    *out = (unsigned) device_number(handle, "bus_width", 384);
+    return OK;
+}
+
+status nvmlDeviceGetMaxClockInfo(device handle, int kind, unsigned *out) {
+    (void) kind;
+    *out = (unsigned) device_number(handle, "memory_mhz", 10501);
+    return OK;
+}
+
+typedef struct {
+    char legacy[16];
+    unsigned domain, bus, device, id, subsystem;
+    char bus_id[32];
+} pci;
+
+status nvmlDeviceGetPciInfo_v3(device handle, pci *out) {
+    memset(out, 0, sizeof *out);
+    out->id = (unsigned) device_number(handle, "device_id", 0x268410de);
+    device_text(handle, "bus", out->bus_id, sizeof out->bus_id, "00000000:01:00.0");
     return OK;
 }

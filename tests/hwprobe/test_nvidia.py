@@ -108,3 +108,41 @@ def test_lost_card_is_left_out_and_the_others_stay(tmp_path: Path, library: Path
     machine = inventory_with_driver(tmp_path, library, answers)
     assert machine["nvidia"]["state"] == "usable"
     assert len(machine["gpus"]) == 1
+
+
+def test_processes_throttling_and_bandwidth_are_shown(tmp_path: Path, library: Path) -> None:
+    answers = f"count=1\ngpu0.total={24 * GIB}\ngpu0.free={20 * GIB}\ngpu0.computing=3\n"
+    answers += "gpu0.drawing=1\ngpu0.throttle=0x24\ngpu0.temperature=83\n"
+    (gpu,) = inventory_with_driver(tmp_path, library, answers)["gpus"]
+    assert gpu["processes"] == 4
+    assert gpu["display"], "a graphics process needs room, with or without a screen"
+    assert gpu["throttle"] == ["power cap", "temperature"]
+    assert gpu["temperature_c"] == 83
+    assert gpu["device_id"] == "10de:2684"
+    assert gpu["bus_id"] == "00000000:01:00.0"
+    assert gpu["bandwidth_bytes_per_s"] == 2 * 384 // 8 * 10501 * 10**6
+
+
+@pytest.mark.parametrize("code", [4, 15, 999])
+def test_card_whose_memory_cannot_be_asked_is_not_taken_for_unified(
+    tmp_path: Path, library: Path, code: int
+) -> None:
+    answers = f"count=1\ngpu0.name=NVIDIA GeForce RTX 5090\ngpu0.mem_rc={code}\n"
+    (gpu,) = inventory_with_driver(tmp_path, library, answers)["gpus"]
+    assert not gpu["unified"]
+    assert gpu["total_bytes"] == 0
+
+
+def test_host_memory_that_a_driver_reports_as_its_own_is_unified(
+    tmp_path: Path, library: Path
+) -> None:
+    answers = f"count=1\ngpu0.name=NVIDIA GB10\ngpu0.total={120 * GIB}\ngpu0.free={9 * GIB}\n"
+    (gpu,) = inventory_with_driver(tmp_path, library, answers)["gpus"]
+    assert gpu["unified"]
+    assert (gpu["total_bytes"], gpu["free_bytes"]) == (0, 0)
+
+
+def test_slices_say_so(tmp_path: Path, library: Path) -> None:
+    answers = f"count=1\ngpu0.mig=1\ngpu0m0.total={GIB}\ngpu0m0.free={GIB}\n"
+    (gpu,) = inventory_with_driver(tmp_path, library, answers)["gpus"]
+    assert gpu["slice"]

@@ -1,7 +1,8 @@
-"""Machines as trees of files: ``recorded("pi5-8gb", tmp_path)`` is a root for the inventory.
+r"""Machines as trees of files: ``recorded("pi5-8gb", tmp_path)`` is a root for the inventory.
 
-A ``.tree`` file holds many small ones: ``=== /path`` starts a file, and its text follows.
-The trees are written by hand after public dumps of such machines.
+A ``.tree`` file holds many small ones: ``=== /path`` starts a file, and its text follows; ``\0``
+stands for a NUL. The trees are written by hand after public dumps and documents of such machines:
+they were not recorded on one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def recorded_files(name: str) -> dict[str, str]:
             path = line.removeprefix("=== ").strip()
             files[path] = ""
         else:
-            files[path] += line
+            files[path] += line.replace("\\0", "\0")
     return files
 
 
