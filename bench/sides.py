@@ -31,6 +31,8 @@ class Ours(Side):
             "SATCHEL_NUM_PARALLEL": str(settings.seats),
             "SATCHEL_KV_CACHE_TYPE": "f16",
             "SATCHEL_KEEP_ALIVE": "-1",
+            # The peers have one build of the CPU backend, the portable one: so have we.
+            "SATCHEL_ENGINE_VARIANT": "avx2",
         }
         return [str(Path(sys.executable).with_name("satchel-server"))], environment
 
