@@ -1,22 +1,25 @@
-"""May this bundle come in? Steps 1 to 5 of the import, shared by ``import`` and ``verify``.
+"""May this bundle come in? Steps 1 to 5 of the import, shared by ``import``, ``verify``, ``pull``.
 
 Nothing here writes, and nothing beyond the envelope is read from the medium.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.catalogue import Catalogue
 from appliance.config import TrustConfig
-from appliance.errors import SeveralBundlesError
+from appliance.errors import AppError, OtherChannelError, RootBehindError, SeveralBundlesError
 from appliance.trust import TrustPolicy, check_audience, check_expiry, load_policy
 from bundler.format import envelope
 from bundler.format.digest import Digest
 from bundler.format.envelope import VerifiedManifest
-from bundler.format.errors import FormatError, UnsupportedError
+from bundler.format.errors import ChannelRefusedError, FormatError, UnsupportedError
 from bundler.format.manifest import Manifest
+from bundler.format.name import ModelName
+from bundler.format.root import VerifiedRoot, walk
 from bundler.format.volume import BundleDirectory, find_bundles
 
 
@@ -79,10 +82,28 @@ def known_policy(catalogue: Catalogue) -> TrustPolicy:
     return policy
 
 
+def newer_roots(bundle: BundleDirectory, policy: TrustPolicy) -> tuple[VerifiedRoot, ...]:
+    """The trust roots of a medium that follow the one in force, each verified by the one before.
+
+    Raises:
+        FormatError: one of them is malformed.
+        TrustError: one of them does not follow.
+        MediumError: the medium cannot be read.
+    """
+    return walk(policy.root, bundle.read_root) if policy.root else ()
+
+
+def with_roots(policy: TrustPolicy, roots: Sequence[VerifiedRoot]) -> TrustPolicy:
+    """The policy with the last of these roots in force, if there is one."""
+    return replace(policy, root=roots[-1]) if roots else policy
+
+
 def verify_envelope(
     bundle: BundleDirectory, policy: TrustPolicy, config: TrustConfig
 ) -> VerifiedManifest:
     """Steps 2 to 4: read the envelope once, check its signatures, parse those same bytes.
+
+    With a trust root in force the roles of its channels decide, without one the keys added here.
 
     Raises:
         FormatError: the envelope or the statement is malformed or unsupported.
@@ -90,6 +111,9 @@ def verify_envelope(
         NobodyTrustedError: no key is trusted here.
         MediumError: the medium cannot be read.
     """
+    if policy.root is not None:
+        roles = policy.channel_roles(min_threshold=config.min_threshold)
+        return envelope.verify_channel(bundle.read_envelope(), roles)
     keys = policy.active_keys()
     # 2. The envelope: bounded, read once, into memory.
     data = bundle.read_envelope()
@@ -124,20 +148,91 @@ def check_admission(
         UnsupportedError: it needs a newer release.
         WrongSiteError: it is for other sites.
         ExpiredError: it is past its date and the site refuses such.
+        RootBehindError: it asks for a newer trust root.
+        ChannelRefusedError: its channel may not install that model.
+        RevokedBundleError: the trust root revoked it.
         RolledBackError: its sequence number contradicts earlier imports.
     """
     manifest = verified.manifest
     _check_release(manifest, version)
     info = manifest.bundle
+    warnings = list(_check_root(manifest, policy, now))
+    now = policy.present(now)
     check_audience(info.audience, config.site)
-    late = check_expiry(info.expires, now=now, policy=config.expired)
+    strict = policy.root is not None and policy.root.root.expired == "refuse"
+    late = check_expiry(info.expires, now=now, policy="refuse" if strict else config.expired)
     policy.check_sequence(info.channel, info.seq, verified.digest, allow_rollback=allow_rollback)
-    warnings = [late] if late else []
+    warnings += [late] if late else []
     if info.refresh_by is not None and now > info.refresh_by:
         warnings.append(f"a newer bundle was due by {info.refresh_by}")
     if manifest.requires.engine is not None:
         warnings.append(f"the bundle asks for engine {manifest.requires.engine} or later")
     return tuple(warnings)
+
+
+def _check_root(manifest: Manifest, policy: TrustPolicy, now: str) -> Iterator[str]:
+    """What the trust root says of the bundle; yields warnings."""
+    if now < policy.clock:
+        yield f"the clock says {now}, and a bundle signed at {policy.clock} was accepted before"
+    needed = manifest.requires.root_version
+    if policy.root is None:
+        if needed:
+            yield "the bundle brings a trust root; this site has none pinned: satchel trust pin"
+        return
+    root = policy.root.root
+    if needed > root.version:
+        raise RootBehindError(
+            f"trust root: expected version {needed}, this site has {root.version}",
+            hint="the medium lacks root files; copy the bundle again with its root directory",
+        )
+    role = root.channels()[manifest.bundle.channel]
+    for model in manifest.models:
+        if not role.allows(model.name.short()):
+            raise ChannelRefusedError(
+                f"channel {manifest.bundle.channel}: expected a model it may install, "
+                f"found {model.name.short()}",
+                hint=f"trust root {root.version} lists: {', '.join(role.models)}",
+            )
+    if policy.present(now) > root.expires:
+        yield f"trust root {root.version} was to be renewed by {root.expires}"
+
+
+def check_owner(
+    names: Iterable[ModelName], channel: str, catalogue: Catalogue, *, allowed: str = ""
+) -> tuple[str, ...]:
+    """Refuse to replace a model of another channel: the first one to install a name owns it.
+
+    Channels count each for itself, so an old genuine bundle of another channel would otherwise
+    be a way back.
+
+    Args:
+        names: what would be installed.
+        channel: of the bundle.
+        catalogue: what is installed.
+        allowed: a channel that the operator typed: it may take names over, this once.
+
+    Returns:
+        Warnings: the names that are taken over.
+
+    Raises:
+        OtherChannelError: a name came on another channel.
+    """
+    taken = []
+    for name in names:
+        try:
+            origin = catalogue.resolve(name).provenance
+        except AppError:
+            continue
+        if origin is None or origin.channel == channel:
+            continue
+        if allowed != channel:
+            raise OtherChannelError(
+                f"{name.short()}: expected a bundle of channel {origin.channel}, which it came on, "
+                f"found one of channel {channel}",
+                hint=f"to let this channel take the name over: --allow-channel {channel}",
+            )
+        taken.append(f"{name.short()} came on channel {origin.channel}; now it is of {channel}")
+    return tuple(taken)
 
 
 def _check_release(manifest: Manifest, version: str) -> None:

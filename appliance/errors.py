@@ -16,6 +16,9 @@ AppError                        1
 │   ├── KeyRefusedError        11  a key may not be trusted here
 │   ├── WrongSiteError         11  the bundle is meant for other sites
 │   ├── ExpiredError           11  the bundle is past its date and the site refuses such
+│   ├── RootBehindError        11  the bundle asks for a newer trust root than is here
+│   ├── RevokedBundleError     11  the trust root revoked the bundle
+│   ├── OtherChannelError      11  the name belongs to a model of another channel
 │   └── RolledBackError        12
 │       ├── OlderBundleError   12  a newer bundle of this channel was accepted before
 │       ├── SequenceReuseError 12  the same number was accepted with other content
@@ -126,6 +129,18 @@ class WrongSiteError(PolicyError):
 
 class ExpiredError(PolicyError):
     """The bundle is past its date, and this site refuses such bundles."""
+
+
+class RootBehindError(PolicyError):
+    """The bundle asks for a newer trust root than this site has seen."""
+
+
+class RevokedBundleError(PolicyError):
+    """The trust root lists the bundle among those that may not come in."""
+
+
+class OtherChannelError(PolicyError):
+    """A model of this name came on another channel."""
 
 
 class RolledBackError(PolicyError):

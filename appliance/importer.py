@@ -19,9 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance import copying, gate
-from appliance.admission import Admitted, check_admission, known_policy, open_medium
+from appliance.admission import (
+    Admitted,
+    check_admission,
+    check_owner,
+    known_policy,
+    newer_roots,
+    open_medium,
+    with_roots,
+)
 from appliance.admission import verify_envelope as verify_signatures
-from appliance.choice import Choice, Install, Wanted, choose, profile_of, wish_for
+from appliance.choice import Choice, Install, choose, profile_of, wish_for
 from appliance.copying import Source
 from appliance.errors import AppError, RequestError, store_io
 from appliance.journal import Journal
@@ -30,13 +38,14 @@ from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_recei
 from appliance.room import check_room
 from appliance.site import Observer, Request, Site
 from appliance.store import Store, StoreWriter
-from appliance.trust import load_policy, save_policy
+from appliance.trust import adopt_root, load_policy, save_policy
 from bundler.format.carried import CarriedImage, read_images
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.errors import BundleError, MediumError
 from bundler.format.index import check_index, parse_index
 from bundler.format.manifest import Artifact, Manifest, Variant
 from bundler.format.name import ModelName
+from bundler.format.root import VerifiedRoot
 from bundler.format.volume import BundleDirectory
 
 
@@ -86,7 +95,7 @@ def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
         try:
             admitted = _admit(bundle, request, site)  # 2 to 5
             observer.verified(admitted)
-            plan = _plan(admitted, request.wanted, site, observer)  # 6
+            plan = _plan(admitted, request, site, observer)  # 6
             _bring(plan, writer, observer)  # 7
         except (AppError, BundleError) as error:
             _undo(plan, writer, error)
@@ -102,7 +111,7 @@ def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
 
 
 def _admit(bundle: BundleDirectory, request: Request, site: Site) -> Admitted:
-    policy = known_policy(site.store)
+    policy = with_roots(known_policy(site.store), _follow_roots(bundle, site))
     # 2. The envelope; 3. its signatures; 4. the statement, from the same bytes.
     verified = verify_signatures(bundle, policy, site.config.trust)
     # 5. Release, site, dates, and the channel's counter.
@@ -114,22 +123,29 @@ def _admit(bundle: BundleDirectory, request: Request, site: Site) -> Admitted:
         version=site.version,
         allow_rollback=request.allow_rollback,
     )
-    warnings += tuple(_other_channels(verified.manifest, site.store))
+    warnings += check_owner(
+        (
+            model.name
+            for model in verified.manifest.models
+            if not request.wanted.models or model.name in request.wanted.models
+        ),
+        verified.manifest.bundle.channel,
+        site.store,
+        allowed=request.allow_channel,
+    )
     return Admitted(bundle=bundle, verified=verified, policy=policy, warnings=warnings)
 
 
-def _other_channels(manifest: Manifest, store: Store) -> Iterable[str]:
-    """Channels count each for itself: an old bundle of another one is no rollback, but looks so."""
-    for model in manifest.models:
-        try:
-            origin = store.resolve(model.name).provenance
-        except AppError:
-            continue
-        if origin is not None and origin.channel != manifest.bundle.channel:
-            yield (
-                f"{model.name.short()} came on channel {origin.channel}; "
-                f"this bundle is of channel {manifest.bundle.channel}"
-            )
+def _follow_roots(bundle: BundleDirectory, site: Site) -> tuple[VerifiedRoot, ...]:
+    """Put newer trust roots in force, whatever becomes of the bundle: they may revoke its keys."""
+    directory = site.store.paths.trust
+    roots = newer_roots(bundle, load_policy(directory))
+    if roots:
+        adopt_root(directory, roots)
+        Journal(site.store.paths.journal).record(
+            "trust", action="root", version=roots[-1].root.version, digest=str(roots[-1].digest)
+        )
+    return roots
 
 
 def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
@@ -149,9 +165,9 @@ def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
     return Source(bundle=bundle, artifact=artifact, index=index)
 
 
-def _plan(admitted: Admitted, wanted: Wanted, site: Site, observer: Observer) -> _Plan:
+def _plan(admitted: Admitted, request: Request, site: Site, observer: Observer) -> _Plan:
     # 6. Which variant, whether it is here already, its index, and room for it.
-    manifest = admitted.manifest
+    manifest, wanted = admitted.manifest, request.wanted
     gate.check_layers(manifest)
     choices = tuple(
         choose(model, site.machine, wish_for(site.config, model.name), wanted)
@@ -161,6 +177,9 @@ def _plan(admitted: Admitted, wanted: Wanted, site: Site, observer: Observer) ->
     for choice in choices:
         observer.chosen(choice)
     names = tuple(_planned(admitted.bundle, manifest, choices))
+    # Further variants take names of their own, which may be another channel's as well.
+    channel, allowed = manifest.bundle.channel, request.allow_channel
+    check_owner((one.name for one in names), channel, site.store, allowed=allowed)
     weights = {one.digest: one for planned in names for one in planned.artifacts}
     here = _present(site.store, weights.values(), observer)
     missing = tuple(
@@ -325,7 +344,9 @@ def _install(plan: _Plan, admitted: Admitted, site: Site, writer: StoreWriter) -
                 writer.point(planned.name, planned.manifest, origin=origin)
     # 9. The journal, the receipt, the channel's counter.
     info = admitted.manifest.bundle
-    after = admitted.policy.accept(info.channel, info.seq, admitted.verified.digest)
+    after = admitted.policy.accept(
+        info.channel, info.seq, admitted.verified.digest, issued=info.issued
+    )
     changed = changed or after != before
     receipt = _receipt(plan, admitted, site, changed=changed)
     if changed:

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.admission import Admitted, check_admission, known_policy, verify_envelope
+from appliance.admission import (
+    Admitted,
+    check_admission,
+    check_owner,
+    known_policy,
+    newer_roots,
+    verify_envelope,
+    with_roots,
+)
 from appliance.choice import Choice, Wanted
 from appliance.creation import read_model_name
 from appliance.errors import AppError, ModelMissingError, PullError
@@ -98,16 +106,18 @@ def _layers(model: InstalledModel, site: Site) -> Iterator[dict[str, Any]]:
 
 def _offers(name: ModelName, site: Site) -> tuple[list[_Offer], list[AppError | BundleError]]:
     """Every bundle that has the model and may come in, and why others may not."""
-    policy = known_policy(site.store)
+    known = known_policy(site.store)
     offers: list[_Offer] = []
     refusals: list[AppError | BundleError] = []
     for bundle in _bundles(site.config.exchange.sources):
         try:
+            policy = with_roots(known, newer_roots(bundle, known))
             verified = verify_envelope(bundle, policy, site.config.trust)
             model = _named(verified.manifest.models, name)
             if model is None:
                 continue
             check_admission(verified, policy, site.config.trust, now=site.now, version=site.version)
+            check_owner((model.name,), verified.manifest.bundle.channel, site.store)
         except (AppError, BundleError) as error:
             refusals.append(error)
             continue

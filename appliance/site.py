@@ -21,11 +21,13 @@ class Request:
         medium: where the bundle is.
         wanted: which variants.
         allow_rollback: ``channel:seq`` of an older bundle that may come in, or empty.
+        allow_channel: a channel that may take over names of other channels, or empty.
     """
 
     medium: Path
     wanted: Wanted = field(default_factory=Wanted)
     allow_rollback: str = ""
+    allow_channel: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,19 @@ Rules:
  * per channel the highest accepted sequence number never falls; an older bundle needs the
    operator's typed consent, each time;
  * one sequence number stands for one content for ever;
- * a sequence number may not leap: a thief of a key could otherwise lock the channel.
+ * a sequence number may not leap: a thief of a key could otherwise lock the channel;
+ * once a trust root is pinned, its roles decide instead of the keys added here; a key revoked
+   here counts for nothing all the same;
+ * the latest signed time that was accepted is a lower bound of the present.
 
 Decisions are pure; `load_policy` and `save_policy` are the only functions that touch a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from appliance.errors import (
     NobodyTrustedError,
     OlderBundleError,
     RequestError,
+    RevokedBundleError,
     SequenceJumpError,
     SequenceReuseError,
     StoreCorruptError,
@@ -31,18 +36,26 @@ from appliance.errors import (
 )
 from bundler.format import fsio
 from bundler.format.digest import Digest
+from bundler.format.envelope import KeyRole
 from bundler.format.errors import BundleError, MissingBlobError
 from bundler.format.keys import KeyId, PublicKey
+from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES
+from bundler.format.root import VerifiedRoot, verify_first
+from bundler.format.statement import format_time, parse_time
 from bundler.format.strict import encode_json, parse_json
 
 MAX_SEQUENCE_STEP = 10_000
 """How far ahead of the last accepted number the next may be (threat 6, fast-forward)."""
+MAX_CLOCK_STEP = timedelta(days=400)
+"""How far one bundle moves the lower bound of the present (threat 23)."""
 EVERYBODY = "*"
 """An audience that names every site."""
 
 _FILE = "policy.json"
 _MAX_FILE_BYTES = 4 << 20
-_VERSION = 1
+_VERSION = 2
+_OLDER = 1
+"""Without root and clock: what a release that knew only pinned keys wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +81,16 @@ class TrustPolicy:
         threshold: how many of them must have signed a bundle.
         revoked: key ids that may never be added again.
         accepted: per channel, each accepted sequence number and the digest of its statement.
+        root: the trust root in force, if one was pinned.
+        clock: the latest accepted signed time, RFC 3339 in UTC; empty before the first.
     """
 
     keys: tuple[TrustedKey, ...] = ()
     threshold: int = 1
     revoked: frozenset[KeyId] = frozenset()
     accepted: Mapping[str, Mapping[int, Digest]] = field(default_factory=dict)
+    root: VerifiedRoot | None = None
+    clock: str = ""
 
     def active_keys(self) -> Mapping[KeyId, PublicKey]:
         """The keys that count.
@@ -89,13 +106,40 @@ class TrustPolicy:
             )
         return active
 
+    def channel_roles(self, *, min_threshold: int = 1) -> Mapping[str, KeyRole]:
+        """Channel → whose signatures count, by the pinned root; empty without one.
+
+        Args:
+            min_threshold: a floor of this site, whatever the root says.
+        """
+        if self.root is None:
+            return {}
+        roles = {}
+        for channel, role in self.root.root.channels().items():
+            keys = self.root.root.key_role(role).keys
+            kept = {key_id: key for key_id, key in keys.items() if key_id not in self.revoked}
+            roles[channel] = KeyRole(keys=kept, threshold=max(role.threshold, min_threshold))
+        return roles
+
     def labels(self) -> Mapping[KeyId, str]:
-        """What the operator calls each key."""
-        return {key.key_id: key.label for key in self.keys}
+        """What the operator calls each key; keys of the root that nobody named go by words."""
+        named = {key.key_id: key.label for key in self.keys}
+        of_root = self.root.root.keys if self.root else ()
+        return {key.key_id: key.words() for key in of_root} | named
+
+    def counted(self, channel: str) -> Mapping[int, Digest]:
+        """The accepted numbers of a channel; those of revoked bundles do not count."""
+        revoked = self.root.root.revoked_digests if self.root else frozenset()
+        accepted = self.accepted.get(channel, {})
+        return {seq: digest for seq, digest in accepted.items() if digest not in revoked}
 
     def highest(self, channel: str) -> int | None:
-        """The highest sequence number accepted on a channel."""
-        return max(self.accepted.get(channel, {}), default=None)
+        """The highest sequence number that counts on a channel."""
+        return max(self.counted(channel), default=None)
+
+    def present(self, now: str) -> str:
+        """The present as far as is known: the clock, but never before a signed time."""
+        return max(now, self.clock)
 
     def with_key(self, key: PublicKey, *, label: str, added_at: str) -> TrustPolicy:
         """The policy with one key more; a key that is there takes the new label.
@@ -165,11 +209,14 @@ class TrustPolicy:
             allow_rollback: ``channel:seq`` as the operator typed it, or empty.
 
         Raises:
+            RevokedBundleError: the root revoked this statement.
             SequenceReuseError: this number was accepted with other content.
-            OlderBundleError: a higher one was accepted, and the operator did not consent.
+            OlderBundleError: the root's floor is higher, or a higher one was accepted and the
+                operator did not consent.
             SequenceJumpError: it is more than 10 000 ahead.
         """
-        accepted = self.accepted.get(channel, {})
+        self._check_root(channel, seq, statement)
+        accepted = self.counted(channel)
         highest = self.highest(channel)
         if seq in accepted and accepted[seq] != statement:
             raise SequenceReuseError(
@@ -190,11 +237,50 @@ class TrustPolicy:
                 hint="a number this far ahead would lock the channel; ask who signed it",
             )
 
-    def accept(self, channel: str, seq: int, statement: Digest) -> TrustPolicy:
-        """The policy after this bundle was accepted."""
+    def _check_root(self, channel: str, seq: int, statement: Digest) -> None:
+        if self.root is None:
+            return
+        if statement in self.root.root.revoked_digests:
+            raise RevokedBundleError(
+                f"bundle {statement.short()}: expected one that counts, found a revoked one",
+                hint=f"trust root {self.root.root.version} revokes it; ask for a newer bundle",
+            )
+        floor = self.root.root.min_seq.get(channel, 0)
+        if seq < floor:
+            raise OlderBundleError(
+                f"channel {channel}: expected sequence {floor} or later, found {seq}",
+                hint=f"trust root {self.root.root.version} lets nothing older in",
+            )
+
+    def accept(self, channel: str, seq: int, statement: Digest, *, issued: str = "") -> TrustPolicy:
+        """The policy after this bundle was accepted.
+
+        Args:
+            channel: the bundle's channel.
+            seq: its number there.
+            statement: digest of the signed bytes.
+            issued: its signed time; moves the clock's lower bound, the first time only.
+        """
+        known = self.accepted.get(channel, {}).get(seq) == statement
         channels = {name: dict(numbers) for name, numbers in self.accepted.items()}
         channels.setdefault(channel, {})[seq] = statement
-        return replace(self, accepted=channels)
+        clock = self.clock if known else ratchet(self.clock, issued)
+        return replace(self, accepted=channels, clock=clock)
+
+
+def ratchet(clock: str, signed: str) -> str:
+    """The lower bound of the present after a signed time was accepted.
+
+    It never falls, and one bundle moves it by at most 400 days, the first one excepted: a lie
+    about the date then costs a warning, never a site.
+
+    Args:
+        clock: the bound so far, RFC 3339 in UTC, or empty.
+        signed: the accepted time, or empty.
+    """
+    if not clock or signed <= clock:
+        return max(clock, signed)
+    return min(signed, format_time(parse_time(clock) + MAX_CLOCK_STEP))
 
 
 def check_audience(audience: tuple[str, ...], site: str) -> None:
@@ -243,11 +329,12 @@ def load_policy(directory: Path) -> TrustPolicy:
     """
     path = directory / _FILE
     try:
-        with store_io("read the trust policy"):
-            data = fsio.read_bounded(path, max_bytes=_MAX_FILE_BYTES)
-        return _decode(parse_json(data, max_bytes=_MAX_FILE_BYTES))
-    except MissingBlobError:
-        return TrustPolicy()
+        try:
+            with store_io("read the trust policy"):
+                data = fsio.read_bounded(path, max_bytes=_MAX_FILE_BYTES)
+        except MissingBlobError:
+            return TrustPolicy()
+        return _decode(parse_json(data, max_bytes=_MAX_FILE_BYTES), directory)
     except (BundleError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreCorruptError(
             f"trust policy {path}: damaged: {error}",
@@ -275,6 +362,9 @@ def _encode(policy: TrustPolicy) -> dict[str, Any]:
             for key in policy.keys
         ],
         "revoked": sorted(policy.revoked),
+        "root": policy.root
+        and {"version": policy.root.root.version, "digest": str(policy.root.digest)},
+        "clock": policy.clock,
         "accepted": {
             channel: {str(seq): str(digest) for seq, digest in numbers.items()}
             for channel, numbers in policy.accepted.items()
@@ -282,7 +372,63 @@ def _encode(policy: TrustPolicy) -> dict[str, Any]:
     }
 
 
-def _decode(value: dict[str, Any]) -> TrustPolicy:
+def check_pin(current: VerifiedRoot | None, root: VerifiedRoot, *, replace: bool) -> bool:
+    """Whether a root that an operator vouches for is still to be put in force.
+
+    Raises:
+        KeyRefusedError: another one is in force, and the operator did not say to replace it.
+    """
+    if current is None:
+        return True
+    if current.digest == root.digest:
+        return False
+    if not replace:
+        raise KeyRefusedError(
+            f"trust root: version {current.root.version} is pinned here, and this is another one",
+            hint="newer roots come with bundles; to begin a new chain in person: --replace",
+        )
+    return True
+
+
+def adopt_root(directory: Path, roots: Sequence[VerifiedRoot]) -> None:
+    """Put the last of these roots in force, durably; the caller holds the store's lock.
+
+    The files come first and the policy names the one in force: a crash in between leaves files
+    that nothing refers to, and the next time writes them again.
+
+    Args:
+        directory: of the trust policy.
+        roots: verified, in order; the earlier ones are kept for the record.
+
+    Raises:
+        StoreAccessError: a file cannot be written; the old root is in force.
+        NoSpaceError: likewise.
+    """
+    with store_io("write the trust root"):
+        for one in roots:
+            fsio.atomic_write(
+                directory / _root_file(one.root.version, one.digest), one.data, mode=0o644
+            )
+    save_policy(directory, replace(load_policy(directory), root=roots[-1]))
+
+
+def _root_file(version: int, digest: Digest) -> str:
+    # The digest keeps chains apart: a replaced root's file is never written over.
+    return f"root-{version:06d}-{digest.hex[:16]}.dsse.json"
+
+
+def _load_root(directory: Path, value: dict[str, Any] | None) -> VerifiedRoot | None:
+    if value is None:
+        return None
+    digest = Digest.parse(value["digest"])
+    path = directory / _root_file(value["version"], digest)
+    data = fsio.read_bounded(path, max_bytes=MAX_ROOT_ENVELOPE_BYTES)
+    return verify_first(data, digest=digest)
+
+
+def _decode(value: dict[str, Any], directory: Path) -> TrustPolicy:
+    if value["version"] == _OLDER:
+        value = {**value, "version": _VERSION, "root": None, "clock": ""}
     if value["version"] != _VERSION:
         raise ValueError(f"version: expected {_VERSION}, found {value['version']!r}")
     threshold = value["threshold"]
@@ -299,4 +445,10 @@ def _decode(value: dict[str, Any]) -> TrustPolicy:
             channel: {int(seq): Digest.parse(digest) for seq, digest in numbers.items()}
             for channel, numbers in value["accepted"].items()
         },
+        root=_load_root(directory, value["root"]),
+        clock=_clock(value["clock"]),
     )
+
+
+def _clock(text: str) -> str:
+    return format_time(parse_time(text)) if text else ""

@@ -18,9 +18,12 @@ from appliance import copying, gate
 from appliance.admission import (
     Admitted,
     check_admission,
+    check_owner,
     known_policy,
+    newer_roots,
     open_medium,
     verify_envelope,
+    with_roots,
 )
 from appliance.choice import Choice, choose, wish_for
 from appliance.errors import AppError
@@ -64,6 +67,7 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
     findings: list[Finding] = []
     bundle = open_medium(request.medium)
     policy = known_policy(site.store)
+    policy = with_roots(policy, newer_roots(bundle, policy))
     verified = verify_envelope(bundle, policy, site.config.trust)
     warnings: tuple[str, ...] = ()
     with _collecting(findings):
@@ -74,6 +78,11 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
             now=site.now,
             version=site.version,
             allow_rollback=request.allow_rollback,
+        )
+    with _collecting(findings):
+        names = tuple(model.name for model in verified.manifest.models)
+        warnings += check_owner(
+            names, verified.manifest.bundle.channel, site.store, allowed=request.allow_channel
         )
     admitted = Admitted(bundle=bundle, verified=verified, policy=policy, warnings=warnings)
     observer.verified(admitted)

@@ -34,6 +34,9 @@ from bundler.layers import model_layers
 from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
 from bundler.plan import PackRequest, check_request, make_plan, plan_lines
+from bundler.rooting.cli import Shell
+from bundler.rooting.cli import app as root_app
+from bundler.rooting.folder import open_roots
 from bundler.screen import screen_progress
 from bundler.sequence import counter_file, remember, with_sequence
 from bundler.signing import add_signature, open_envelope
@@ -74,6 +77,9 @@ PassphraseFile = Annotated[
 Keys = Annotated[list[Path], typer.Option("--key", help="Private key file; may be repeated.")]
 
 
+app.add_typer(root_app, name="root")
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"{PROGRAM} {version('satchel')}")
@@ -89,6 +95,7 @@ def _options(
     ] = False,
 ) -> None:
     del show_version
+    context.obj = Shell(signing_keys=_signing_keys, now=lambda: format_time(_issued()[0]))
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -187,6 +194,9 @@ def pack(
     adapter: Annotated[
         list[Path] | None, typer.Option(help="LoRA adapter, GGUF or PEFT; may be repeated.")
     ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Directory of trust roots; its chain travels along.")
+    ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Pack a model into a signed bundle."""
@@ -221,6 +231,7 @@ def pack(
         reproducible=reproducible,
         projector=projector,
         adapters=tuple(adapter or ()),
+        roots=_root_chain(root),
         work=work or Path(tempfile.gettempdir()),
         threads=threads,
     )
@@ -298,6 +309,20 @@ def _pack(
     packed = pack_bundle(request, plan, progress, source=digest)
     _remember(counter, request)
     return packed
+
+
+def _root_chain(directory: Path | None) -> tuple[bytes, ...]:
+    """The finished roots of a directory, from version 1."""
+    if directory is None:
+        return ()
+    roots = open_roots(directory)
+    if not roots.chain or roots.draft is not None:
+        raise PackError(
+            f"{directory}: expected a complete root, found "
+            + (f"a draft of version {roots.newest.version}" if roots.draft else "none"),
+            hint="satchel-bundle root show says which signatures it lacks",
+        )
+    return tuple(one.data for one in roots.chain)
 
 
 def _source(path: Path | None, text: str) -> Path | Reference:

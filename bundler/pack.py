@@ -32,13 +32,15 @@ from bundler.format.manifest import (
     Layer,
     Manifest,
     Model,
+    Requires,
     Variant,
     encode_manifest,
     identified,
     sum_totals,
 )
+from bundler.format.root import file_name
 from bundler.format.statement import format_time, parse_manifest
-from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
+from bundler.format.volume import ENVELOPE_NAME, ROOT_DIRECTORY, BundleDirectory
 from bundler.layers import over
 from bundler.medium import Sink, read_back
 from bundler.oci import OCI_LAYOUT, write_oci
@@ -61,7 +63,7 @@ On the target machine:
 Nothing on this medium is trusted because it is here: only signatures count, of keys that the
 target's operator has added. This file itself is not signed.
 """
-_LEFTOVERS: Final = frozenset({"blobs", "oci-layout", "index.json"})
+_LEFTOVERS: Final = frozenset({"blobs", "oci-layout", "index.json", ROOT_DIRECTORY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +300,7 @@ def _statement(
                 audience=request.audience,
                 notes=request.notes,
             ),
+            requires=Requires(root_version=len(request.roots)),
             models=(model,),
             artifacts=artifacts,
             blobs=small,
@@ -338,6 +341,7 @@ def _finish(request: PackRequest, manifest: Manifest, sink: Sink, progress: Prog
     # What this release cannot read itself, it does not hand out.
     keys = {key.public_key.key_id: key.public_key for key in request.keys}
     envelope.verify(data, keys=keys, threshold=len(keys))
+    _write_roots(request)
     fsio.atomic_write(directory / "oci-layout", OCI_LAYOUT)
     fsio.atomic_write(directory / "index.json", write_oci(manifest, sink))
     fsio.atomic_write(request.out / README_NAME, _README)
@@ -348,6 +352,17 @@ def _finish(request: PackRequest, manifest: Manifest, sink: Sink, progress: Prog
     fsio.atomic_write(directory / ENVELOPE_NAME, data)
     _read_back_envelope(directory / ENVELOPE_NAME, data)
     return payload
+
+
+def _write_roots(request: PackRequest) -> None:
+    """The chain of trust roots, so that a site that is behind can follow it."""
+    if not request.roots:
+        return
+    below = request.directory / ROOT_DIRECTORY
+    _make_directory(request.out, below)
+    for number, data in enumerate(request.roots, start=1):
+        fsio.atomic_write(below / file_name(number), data)
+        _read_back_envelope(below / file_name(number), data)
 
 
 def _read_back_envelope(path: Path, data: bytes) -> None:

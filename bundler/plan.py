@@ -45,6 +45,7 @@ class PackRequest:
         origin: where the source came from, for the statement.
         projector: a multimodal projector that goes with every variant.
         adapters: LoRA adapters that go with every variant.
+        roots: envelopes of the chain of trust roots, from version 1; often none.
         image: the source's manifest and config in Ollama's store: they keep its id.
         work: directory for quantized files, removed one by one.
         threads: CPU threads for quantizing.
@@ -71,6 +72,7 @@ class PackRequest:
     origin: Source | None = None
     projector: Path | None = None
     adapters: tuple[Path, ...] = ()
+    roots: tuple[bytes, ...] = ()
     image: OllamaImage | None = None
     work: Path
     threads: int = 1

@@ -51,6 +51,7 @@ def _beside(request: PackRequest) -> dict[str, Any]:
         "origin": [request.origin.uri, request.origin.revision] if request.origin else [],
         "projector": str(source_digest(request.projector, silent)) if request.projector else "",
         "adapters": [str(source_digest(path, silent)) for path in request.adapters],
+        "root": len(request.roots),
         "image": [str(Digest.of(image.manifest)), str(Digest.of(image.config))] if image else [],
     }
 

@@ -44,6 +44,16 @@ RollbackOption = Annotated[
 ]
 
 
+ChannelOption = Annotated[
+    str,
+    typer.Option(
+        "--allow-channel",
+        metavar="CHANNEL",
+        help="Let a bundle of this channel replace models that came on another one.",
+    ),
+]
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command("import")(import_command)
@@ -51,7 +61,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _request(
-    medium: Path, variants: list[str] | None, allow_rollback: str, *, all_variants: bool
+    medium: Path,
+    variants: list[str] | None,
+    allow_rollback: str,
+    allow_channel: str,
+    *,
+    all_variants: bool,
 ) -> Request:
     if variants and all_variants:
         raise RequestError("expected --variant or --all, found both")
@@ -60,7 +75,9 @@ def _request(
             f"allow-rollback: expected CHANNEL:SEQ such as main:7, found {allow_rollback!r}"
         )
     wanted = Wanted(variants=tuple(variants or ()), all_variants=all_variants)
-    return Request(medium=medium, wanted=wanted, allow_rollback=allow_rollback)
+    return Request(
+        medium=medium, wanted=wanted, allow_rollback=allow_rollback, allow_channel=allow_channel
+    )
 
 
 def import_command(
@@ -69,12 +86,13 @@ def import_command(
     variant: VariantOption = None,
     all_: AllOption = False,
     allow_rollback: RollbackOption = "",
+    allow_channel: ChannelOption = "",
     store: StoreOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Verify a bundle and install what fits this machine."""
-    request = _request(medium, variant, allow_rollback, all_variants=all_)
+    request = _request(medium, variant, allow_rollback, allow_channel, all_variants=all_)
     site = this_site(load_config(config, store))
     with Screen(site.machine, quiet=json_) as screen:
         receipt = import_bundle(request, site, screen)
@@ -99,12 +117,13 @@ def verify_command(
     variant: VariantOption = None,
     all_: AllOption = False,
     allow_rollback: RollbackOption = "",
+    allow_channel: ChannelOption = "",
     store: StoreOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Check every byte of a bundle as an import would; write nothing."""
-    request = _request(medium, variant, allow_rollback, all_variants=all_)
+    request = _request(medium, variant, allow_rollback, allow_channel, all_variants=all_)
     site = this_site(load_config(config, store))
     with Screen(site.machine, quiet=json_) as screen:
         report = verify_bundle(request, site, screen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,10 +27,12 @@ from appliance.crashes import CrashFolder
 from appliance.errors import AppError, RequestError
 from appliance.journal import Journal, timestamp
 from appliance.settings import MODEL_SETTINGS, SETTINGS
-from appliance.trust import TrustPolicy, load_policy, save_policy
+from appliance.trust import TrustPolicy, adopt_root, check_pin, load_policy, save_policy
 from bundler.format import fsio
 from bundler.format.errors import BundleError
-from bundler.format.keys import PublicKey, key_words
+from bundler.format.keys import KeyId, PublicKey, key_words
+from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES
+from bundler.format.root import VerifiedRoot, verify_first
 
 _MAX_KEY_FILE_BYTES = 64 << 10
 _HEALTH_TIMEOUT_S = 10.0
@@ -185,7 +188,7 @@ def trust_add(
 ) -> None:
     """Trust a public key. On a terminal its words are shown first, to compare with the owner."""
     key = PublicKey.parse(_read_key(key_file))
-    _compare_words(key, words, ask=not (yes or json_))
+    _compare_words(key.words(), words, "key", ask=not (yes or json_))
     now = timestamp(time.time())
     found = open_store(load_config(config, store))
     with found.writing():
@@ -202,18 +205,56 @@ def trust_add(
     typer.echo(f"words: {key.words()}")
 
 
-def _compare_words(key: PublicKey, words: str, *, ask: bool) -> None:
-    """Let a person, or the words a script was given, say that it is the right key."""
+def _compare_words(found: str, words: str, what: str, *, ask: bool) -> None:
+    """Let a person, or the words a script was given, say that it is the right one."""
     if words:
-        if words.strip().lower() != key.words():
+        if words.strip().lower() != found:
             raise RequestError(
-                f"words: expected {words.strip().lower()}, found {key.words()}",
-                hint="this is another key than its owner described; it was not added",
+                f"words: expected {words.strip().lower()}, found {found}",
+                hint=f"this is another {what} than its owner described; it was not added",
             )
     elif ask and sys.stdin.isatty() and sys.stdout.isatty():
-        typer.echo(f"words: {key.words()}")
+        typer.echo(f"words: {found}")
         if not typer.confirm("Does the owner read out the same words?"):
-            raise RequestError("the key was not added")
+            raise RequestError(f"the {what} was not added")
+
+
+@trust_app.command("pin")
+def trust_pin(
+    root_file: Annotated[Path, typer.Argument(metavar="ROOT", help="N.root.dsse.json.")],
+    *,
+    words: Annotated[
+        str, typer.Option(help="The words its owner read out; refuse any other root.")
+    ] = "",
+    replace_: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of another chain's root.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether the words match.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Pin a trust root: from now on its roles say who may sign for which channel."""
+    data = fsio.read_bounded(root_file.resolve(), max_bytes=MAX_ROOT_ENVELOPE_BYTES)
+    root = verify_first(data)
+    shown = key_words(KeyId(root.digest.hex))
+    _compare_words(shown, words, "root", ask=not (yes or json_))
+    found = open_store(load_config(config, store))
+    with found.writing():
+        pinned = check_pin(load_policy(found.paths.trust).root, root, replace=replace_)
+        if pinned:
+            adopt_root(found.paths.trust, [root])
+            Journal(found.paths.journal).record(
+                "trust", action="pin", version=root.root.version, digest=str(root.digest)
+            )
+    if json_:
+        print_json({"version": root.root.version, "digest": str(root.digest), "words": shown,
+                    "pinned": pinned})  # fmt: skip
+        return
+    typer.echo(f"{'pinned' if pinned else 'pinned already'}: root {root.root.version}")
+    typer.echo(f"words: {shown}")
+    for channel, role in sorted(root.root.channels().items()):
+        typer.echo(f"channel {channel}: {role.threshold} of {len(role.key_ids)} keys must sign")
 
 
 def _read_key(path: Path) -> str:
@@ -233,6 +274,8 @@ def trust_list(
     if json_:
         print_json(_policy_json(policy))
         return
+    if policy.root is not None:
+        typer.echo("\n".join(_root_lines(policy.root)))
     typer.echo(f"threshold {policy.threshold} of {len(policy.keys)}")
     for key in policy.keys:
         typer.echo(f"{key.label}  {key.key_id}  added {key.added_at}")
@@ -244,6 +287,34 @@ def trust_list(
         typer.echo(f"channel {channel}: sequence {policy.highest(channel)} accepted")
 
 
+def _root_lines(root: VerifiedRoot) -> Iterator[str]:
+    yield f"root {root.root.version}  expires {root.root.expires}"
+    yield f"  {key_words(KeyId(root.digest.hex))}"
+    for name, role in sorted(root.root.roles.items()):
+        models = f", may install {', '.join(role.models)}" if role.models else ""
+        yield f"  {name}: {role.threshold} of {len(role.key_ids)} keys{models}"
+    yield "the root's roles decide; keys added here do not count while it is pinned"
+
+
+def _root_json(root: VerifiedRoot | None) -> dict[str, Any] | None:
+    if root is None:
+        return None
+    return {
+        "version": root.root.version,
+        "digest": str(root.digest),
+        "words": key_words(KeyId(root.digest.hex)),
+        "expires": root.root.expires,
+        "roles": {
+            name: {"keys": list(role.key_ids), "threshold": role.threshold,
+                   "models": list(role.models)}
+            for name, role in root.root.roles.items()
+        },
+        "revoked_keys": sorted(root.root.revoked_keys),
+        "revoked_bundles": sorted(str(one) for one in root.root.revoked_digests),
+        "min_seq": dict(root.root.min_seq),
+    }  # fmt: skip
+
+
 def _policy_json(policy: TrustPolicy) -> dict[str, Any]:
     return {
         "threshold": policy.threshold,
@@ -253,6 +324,8 @@ def _policy_json(policy: TrustPolicy) -> dict[str, Any]:
             for key in policy.keys
         ],
         "revoked": sorted(policy.revoked),
+        "root": _root_json(policy.root),
+        "clock": policy.clock,
         "channels": {channel: policy.highest(channel) for channel in sorted(policy.accepted)},
     }  # fmt: skip
 

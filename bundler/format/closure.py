@@ -134,7 +134,6 @@ def refuse_reserved(manifest: Manifest) -> None:
         "encryption": manifest.encryption is not None,
         "rollback permission": manifest.rollback is not None,
         "required objects": bool(manifest.requires.objects),
-        "trust root": manifest.requires.root_version > 0,
         "delta encoding": any(one.encoding == "delta" for one in manifest.artifacts),
         "parity": any(one.parity is not None for one in manifest.artifacts),
         "draft model": any(one.draft is not None for one in variants),

@@ -4,7 +4,7 @@ Rules:
  * what is verified is what is parsed: one buffer, decoded once;
  * the scheme comes from the trusted key; the key id in the envelope is a hint for wording only;
  * distinct keys are counted, neither key ids nor signatures;
- * `verify` is the only maker of a `VerifiedManifest`.
+ * `verify` and `verify_channel` are the only makers of a `VerifiedManifest`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from bundler.format.digest import Digest
 from bundler.format.errors import (
     BadSignatureError,
+    ChannelRefusedError,
     EnvelopeError,
     FieldError,
     ThresholdError,
@@ -42,6 +43,19 @@ class _EnvelopeFieldError(FieldError, EnvelopeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRole:
+    """Keys that may vouch for something, and how many of them must.
+
+    Attributes:
+        keys: by id; the ids are those of the keys themselves.
+        threshold: at least 1.
+    """
+
+    keys: Mapping[KeyId, PublicKey]
+    threshold: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
     """One signature: whose it says it is, and the bytes."""
 
@@ -60,7 +74,7 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedManifest:
-    """A statement whose signatures were enough. Made by `verify` and nowhere else.
+    """A statement whose signatures were enough. Made in this module and nowhere else.
 
     Attributes:
         manifest: the statement.
@@ -131,19 +145,26 @@ def encode(envelope: Envelope) -> bytes:
     return encode_json(members, max_string_bytes=MAX_ENVELOPE_BYTES)
 
 
-def parse(data: bytes) -> Envelope:
+def parse(
+    data: bytes, *, payload_type: str = PAYLOAD_TYPE, max_payload_bytes: int = MAX_PAYLOAD_BYTES
+) -> Envelope:
     """Read an envelope. Nothing in the result is trusted.
+
+    Args:
+        data: the bytes of the file.
+        payload_type: the only type that is accepted.
+        max_payload_bytes: most bytes of payload that are accepted.
 
     Raises:
         JsonError: not strict JSON, or over 8 MiB.
-        EnvelopeError: not a DSSE envelope of an in-toto statement.
+        EnvelopeError: not a DSSE envelope of that type.
     """
     members = parse_json(
         data, max_bytes=MAX_ENVELOPE_BYTES, max_depth=3, max_string_bytes=MAX_ENVELOPE_BYTES
     )
     with Reader(members, "", error=_EnvelopeFieldError) as reader:
-        payload_type = reader.choice("payloadType", (PAYLOAD_TYPE,))
-        payload = _base64(reader, "payload", max_bytes=MAX_PAYLOAD_BYTES)
+        payload_type = reader.choice("payloadType", (payload_type,))
+        payload = _base64(reader, "payload", max_bytes=max_payload_bytes)
         signatures = reader.objects("signatures", _read_signature, at_most=MAX_SIGNATURES)
     return Envelope(payload_type=payload_type, payload=payload, signatures=signatures)
 
@@ -187,17 +208,70 @@ def verify(data: bytes, *, keys: Mapping[KeyId, PublicKey], threshold: int) -> V
         ManifestError: the signed statement is malformed.
         UnsupportedError: it needs a newer release.
     """
-    if isinstance(threshold, bool) or threshold < 1:
-        raise ThresholdError(f"threshold: expected an integer from 1, found {threshold}")
     envelope = parse(data)
-    signed_by = _signers(envelope, keys)
-    if len(signed_by) < threshold:
-        _refuse(envelope, keys, signed_by, threshold)
+    signed_by = check_role(envelope, KeyRole(keys=keys, threshold=threshold))
     manifest = parse_manifest(envelope.payload)
     return VerifiedManifest(manifest, envelope.payload, signed_by)
 
 
-def _signers(envelope: Envelope, keys: Mapping[KeyId, PublicKey]) -> frozenset[KeyId]:
+def verify_channel(data: bytes, roles: Mapping[str, KeyRole]) -> VerifiedManifest:
+    """Check the signatures of an envelope by the role of its channel.
+
+    The channel stands in the statement, which nobody reads unsigned: so some channel's role must
+    be satisfied first, and then the role of the very channel the statement names.
+
+    Args:
+        data: the bytes of ``bundle.dsse.json``.
+        roles: channel → who may sign for it.
+
+    Raises:
+        ChannelRefusedError: nobody may sign for the channel it names.
+        BundleError: as `verify` says it.
+    """
+    if not roles:
+        raise ChannelRefusedError("bundle: expected a channel that the root names, found no role")
+    envelope = parse(data)
+    every = {key_id: key for role in roles.values() for key_id, key in role.keys.items()}
+    signed_by = signers(envelope, every)
+    if not signed_by:
+        check_role(envelope, KeyRole(keys=every, threshold=1))
+    # The role that lacks least has to be satisfied; its refusal is the one that helps.
+    check_role(envelope, min(roles.values(), key=lambda role: _lacking(role, signed_by)))
+    manifest = parse_manifest(envelope.payload)
+    channel = manifest.bundle.channel
+    if channel not in roles:
+        raise ChannelRefusedError(
+            f"channel {channel}: expected one that the root names, found none of this name",
+            hint="the root has to give the channel a role: satchel-bundle root add-key",
+        )
+    return VerifiedManifest(manifest, envelope.payload, check_role(envelope, roles[channel]))
+
+
+def check_role(envelope: Envelope, role: KeyRole) -> frozenset[KeyId]:
+    """Refuse an envelope that too few keys of a role have signed.
+
+    Returns:
+        The keys of the role that signed.
+
+    Raises:
+        UnsignedError: there is no signature.
+        UntrustedKeyError: no signature is by a key of the role.
+        BadSignatureError: a signature names such a key but does not verify.
+        ThresholdError: too few of them signed, or the threshold is below 1.
+    """
+    if isinstance(role.threshold, bool) or role.threshold < 1:
+        raise ThresholdError(f"threshold: expected an integer from 1, found {role.threshold}")
+    signed_by = signers(envelope, role.keys)
+    if len(signed_by) < role.threshold:
+        _refuse(envelope, role.keys, signed_by, role.threshold)
+    return signed_by
+
+
+def _lacking(role: KeyRole, signed_by: frozenset[KeyId]) -> int:
+    return role.threshold - len(signed_by & frozenset(role.keys))
+
+
+def signers(envelope: Envelope, keys: Mapping[KeyId, PublicKey]) -> frozenset[KeyId]:
     """Ids of the distinct trusted keys that signed, each computed from the key itself."""
     message = pae(envelope.payload_type, envelope.payload)
     trusted = {key.key_id: key for key in keys.values()}
@@ -222,15 +296,16 @@ def _refuse(
 ) -> NoReturn:
     trusted = {key.key_id for key in keys.values()}
     named = [one.key_id for one in envelope.signatures]
+    what = "bundle" if envelope.payload_type == PAYLOAD_TYPE else "trust root"
     if not named:
         raise UnsignedError(
-            "bundle: expected a signature, found none", hint="sign it with satchel-bundle sign"
+            f"{what}: expected a signature, found none", hint="sign it with satchel-bundle sign"
         )
     bad = [key_id for key_id in named if key_id in trusted and key_id not in signed_by]
     if bad:
         raise BadSignatureError(
-            f"signature of key {bad[0][:12]}: expected one over this bundle, found another",
-            hint="the bundle was changed after it was signed; fetch it again from its source",
+            f"signature of key {bad[0][:12]}: expected one over this {what}, found another",
+            hint=f"the {what} was changed after it was signed; fetch it again from its source",
         )
     if not signed_by:
         raise UntrustedKeyError(

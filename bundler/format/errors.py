@@ -9,6 +9,7 @@ BundleError                    1
 │   ├── EnvelopeError         10  not a DSSE envelope
 │   ├── FieldError            10  a field is not what is expected there
 │   │   ├── ManifestError     10  … of the signed statement
+│   │   ├── RootError         10  … of a trust root
 │   │   └── ChunkIndexError   10  … of a chunk index
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones
@@ -18,7 +19,9 @@ BundleError                    1
 │   ├── UnsignedError         11  there is no signature
 │   ├── UntrustedKeyError     11  no signature is by a trusted key
 │   ├── BadSignatureError     11  a signature that names a trusted key does not verify
-│   └── ThresholdError        11  too few trusted keys signed
+│   ├── ThresholdError        11  too few trusted keys signed
+│   ├── ChannelRefusedError   11  nobody may sign for that channel, or not for that model
+│   └── RootChainError        11  a trust root does not follow the one before it
 ├── KeyFileError               1  a key file cannot be used
 ├── MediumError                1  the medium cannot be read or written
 └── NoSpaceError              13  there is no room
@@ -99,6 +102,12 @@ class ManifestError(FieldError):
     what = "malformed statement"
 
 
+class RootError(FieldError):
+    """A field of a trust root is wrong."""
+
+    what = "malformed trust root"
+
+
 class UnsupportedError(FormatError):
     """The bundle is well formed but needs a newer release."""
 
@@ -141,6 +150,14 @@ class BadSignatureError(TrustError):
 
 class ThresholdError(TrustError):
     """Too few trusted keys signed, or the threshold itself makes no sense."""
+
+
+class ChannelRefusedError(TrustError):
+    """Nobody may sign for the bundle's channel, or the channel may not set that model."""
+
+
+class RootChainError(TrustError):
+    """A trust root does not follow the one before it."""
 
 
 class KeyFileError(BundleError):

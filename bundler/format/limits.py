@@ -8,6 +8,13 @@ FORMAT_VERSION: Final = 1
 MAX_ENVELOPE_BYTES: Final = 8 << 20
 MAX_PAYLOAD_BYTES: Final = 4 << 20
 MAX_SIGNATURES: Final = 64
+MAX_ROOT_BYTES: Final = 512 << 10
+MAX_ROOT_ENVELOPE_BYTES: Final = 2 << 20
+"""A root of the largest size in base64, with 64 signatures of the largest size."""
+MAX_ROOT_VERSIONS: Final = 1_024
+MAX_ROOT_KEYS: Final = 64
+MAX_CHANNELS: Final = 256
+MAX_REVOKED: Final = 4_096
 MAX_MODELS: Final = 1_024
 MAX_VARIANTS: Final = 64
 MAX_ARTIFACTS: Final = 4_096

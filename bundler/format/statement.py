@@ -64,7 +64,7 @@ LOGICAL_NAME_PATTERN: Final = r"[a-z0-9][a-z0-9._+-]{0,127}"
 SITE_PATTERN: Final = r"\*|[a-z0-9][a-z0-9._+-]{0,127}"
 _WORD_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}"
 _UUID_PATTERN: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_TIME_PATTERN: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+TIME_PATTERN: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
 _APPLIANCE_PATTERN: Final = r"\d{1,5}\.\d{1,5}\.\d{1,5}"
 _ENGINE_PATTERN: Final = r"b\d{1,9}"
@@ -80,7 +80,7 @@ def parse_time(text: str) -> datetime:
     Raises:
         ValueError: not ``YYYY-MM-DDThh:mm:ssZ``, or no such time.
     """
-    if not re.fullmatch(_TIME_PATTERN, text, re.ASCII):
+    if not re.fullmatch(TIME_PATTERN, text, re.ASCII):
         msg = f"time: expected YYYY-MM-DDThh:mm:ssZ, found {text[:40]!r}"
         raise ValueError(msg)
     return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
@@ -186,7 +186,7 @@ def _read_bundle(reader: Reader) -> BundleInfo:
 
 
 def _time(reader: Reader, name: str) -> str:
-    text = reader.text(name, pattern=_TIME_PATTERN)
+    text = reader.text(name, pattern=TIME_PATTERN)
     try:
         parse_time(text)
     except ValueError:

@@ -20,10 +20,12 @@ from typing import Final
 from bundler.format.digest import Digest
 from bundler.format.errors import DamagedError, LayoutError, MediumError, MissingBlobError
 from bundler.format.fsio import open_directory, open_regular, raise_io, read_bounded
-from bundler.format.limits import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES
+from bundler.format.limits import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES, MAX_ROOT_ENVELOPE_BYTES
 
 ENVELOPE_NAME: Final = "bundle.dsse.json"
 BUNDLES_DIRECTORY: Final = "satchel"
+ROOT_DIRECTORY: Final = "root"
+ROOT_NAME: Final = "{}.root.dsse.json"
 _BUNDLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}-[0-9]{6,16}")
 _MAX_ENTRIES: Final = 10_000
 """Names looked at in one directory; a stick with more is not one of ours."""
@@ -49,6 +51,27 @@ class BundleDirectory:
         """
         with self._opened() as directory:
             return read_bounded(ENVELOPE_NAME, max_bytes=MAX_ENVELOPE_BYTES, dir_fd=directory)
+
+    def read_root(self, version: int) -> bytes | None:
+        """The envelope of a trust root that travels with the bundle, or ``None``. Not trusted.
+
+        Raises:
+            LayoutError: it is no regular file, or too large.
+            MediumError: it cannot be read.
+        """
+        with self._opened() as directory:
+            try:
+                roots = open_directory(ROOT_DIRECTORY, dir_fd=directory)
+            except MissingBlobError:
+                return None
+            try:
+                return read_bounded(
+                    ROOT_NAME.format(version), max_bytes=MAX_ROOT_ENVELOPE_BYTES, dir_fd=roots
+                )
+            except MissingBlobError:
+                return None
+            finally:
+                os.close(roots)
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether this medium holds a file of that name; another volume may."""

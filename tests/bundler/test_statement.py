@@ -215,7 +215,6 @@ def test_what_is_no_statement_is_refused(edit: Edit) -> None:
         lambda p: p["bundle"].update(kind="delta"),
         lambda p: p["bundle"].update(kind="repair"),
         lambda p: p["bundle"].update(kind="trust"),
-        lambda p: p["requires"].update(root_version=1),
         lambda p: p["requires"].update(objects=[{"digest": DIGEST, "size": 1}]),
         lambda p: p.update(rollback={"from_seq": 2, "to_seq": 1}),
         lambda p: p.update(encryption={"scheme": "aes-256-gcm-chunk", "recipients": []}),

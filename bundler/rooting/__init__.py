@@ -1,0 +1,1 @@
+"""Making trust roots on the connected side."""
