@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
 from bundler.format.digest import Digest
@@ -210,8 +210,7 @@ def verify(data: bytes, *, keys: Mapping[KeyId, PublicKey], threshold: int) -> V
     """
     envelope = parse(data)
     signed_by = check_role(envelope, KeyRole(keys=keys, threshold=threshold))
-    manifest = parse_manifest(envelope.payload)
-    return VerifiedManifest(manifest, envelope.payload, signed_by)
+    return _verified(envelope, signed_by)
 
 
 def verify_channel(data: bytes, roles: Mapping[str, KeyRole]) -> VerifiedManifest:
@@ -237,14 +236,20 @@ def verify_channel(data: bytes, roles: Mapping[str, KeyRole]) -> VerifiedManifes
         check_role(envelope, KeyRole(keys=every, threshold=1))
     # The role that lacks least has to be satisfied; its refusal is the one that helps.
     check_role(envelope, min(roles.values(), key=lambda role: _lacking(role, signed_by)))
-    manifest = parse_manifest(envelope.payload)
-    channel = manifest.bundle.channel
+    verified = _verified(envelope, signed_by)
+    channel = verified.manifest.bundle.channel
     if channel not in roles:
         raise ChannelRefusedError(
             f"channel {channel}: expected one that the root names, found none of this name",
             hint="the root has to give the channel a role: satchel-bundle root add-key",
         )
-    return VerifiedManifest(manifest, envelope.payload, check_role(envelope, roles[channel]))
+    return replace(verified, signed_by=check_role(envelope, roles[channel]))
+
+
+def _verified(envelope: Envelope, signed_by: frozenset[KeyId]) -> VerifiedManifest:
+    """The statement of an envelope that enough keys signed: read now, and not before."""
+    manifest = parse_manifest(envelope.payload)
+    return VerifiedManifest(manifest, envelope.payload, signed_by)
 
 
 def check_role(envelope: Envelope, role: KeyRole) -> frozenset[KeyId]:

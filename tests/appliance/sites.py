@@ -16,11 +16,13 @@ from appliance.layout import Paths
 from appliance.receipt import Receipt
 from appliance.site import Request, Site
 from appliance.store import Store
-from appliance.trust import TrustPolicy, load_policy, save_policy
+from appliance.trust import TrustPolicy, adopt_root, load_policy, save_policy
 from appliance.verify import Report, verify_bundle
 from bundler.format.keys import SigningKey
+from bundler.format.root import Root, verify_first
 from hwprobe.machine import Cpu, Machine, Memory
 from tests.fakes.forge import TRUSTED, Forged
+from tests.fakes.roots import signed
 
 ROOMY = Machine(
     cpu=Cpu(online=4, allowed=4, allowed_cores=4, big_cores=4),
@@ -112,6 +114,12 @@ def trust(store: Store, *keys: SigningKey, threshold: int = 1) -> TrustPolicy:
         policy = policy.with_threshold(threshold)
         save_policy(store.paths.trust, policy)
     return policy
+
+
+def pin(desk: Desk, root: Root) -> None:
+    """Put a trust root in force at a site, as an operator pins it."""
+    with desk.store.writing():
+        adopt_root(desk.store.paths.trust, [verify_first(signed(root))])
 
 
 def make_desk(folder: Path, *keys: SigningKey, threshold: int = 1) -> Desk:

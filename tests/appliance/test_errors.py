@@ -28,8 +28,9 @@ from bundler.format.name import ModelName
 from hwprobe.errors import ProbeError
 from tests.appliance.answering import answering
 from tests.appliance.killed_create import workshop
-from tests.appliance.sites import CRAMPED, Desk
+from tests.appliance.sites import CRAMPED, Desk, pin
 from tests.fakes.forge import TRUSTED, forge, tiny_model
+from tests.fakes.roots import make_root
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "exit-codes.md"
 DEMO = ModelName.parse("demo")
@@ -108,6 +109,26 @@ def _send(desk: Desk, data: bytes, limits: UploadLimits) -> None:
 
 
 UNLIMITED = UploadLimits(max_bytes=0, reserve_bytes=0)
+
+
+def _behind(desk: Desk) -> None:
+    pin(desk, make_root())
+    bundle = forge()
+    requires = replace(bundle.manifest.requires, root_version=2)
+    desk.carry(bundle.with_manifest(requires=requires))
+
+
+def _revoked_bundle(desk: Desk) -> None:
+    bundle = forge()
+    pin(desk, make_root(revoked_digests=frozenset({Digest.of(bundle.payload())})))
+    desk.carry(bundle)
+
+
+def _other_channel(desk: Desk) -> None:
+    desk.carry(forge())
+    desk.carry(forge(channel="beta"))
+
+
 REACHED: dict[str, Callable[[Desk], object]] = {
     "ConfigError": lambda _: Config.load(environ={"SATCHEL_PORT": "x"}),
     "RequestError": lambda desk: desk.carry(forge(), variants=("none",)),
@@ -133,6 +154,9 @@ REACHED: dict[str, Callable[[Desk], object]] = {
     "OlderBundleError": _older,
     "SequenceReuseError": _reuse,
     "SequenceJumpError": _jump,
+    "RootBehindError": _behind,
+    "RevokedBundleError": _revoked_bundle,
+    "OtherChannelError": _other_channel,
     "SeveralBundlesError": _several,
     "UnusableModelError": lambda desk: desk.carry(forge(layers=(("params", b"1"),))),
     "NoSpaceError": lambda desk: desk.configured(store__reserve="900 TiB").carry(forge()),

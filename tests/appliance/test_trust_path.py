@@ -58,12 +58,6 @@ def test_removing_a_counted_model_leaves_no_record_of_it(desk: Desk) -> None:
     assert list(desk.store.paths.provenances.iterdir()) == []
 
 
-def test_a_model_that_changes_its_channel_is_pointed_out(desk: Desk) -> None:
-    assert desk.carry(forge(seq=5)).warnings == ()
-    receipt = desk.carry(forge({"F32": tiny_model(2)}, channel="beta", seq=1))
-    assert receipt.warnings == ("demo:latest came on channel prod; this bundle is of channel beta",)
-
-
 def test_errors_never_act_on_a_terminal_or_a_log() -> None:
     for error in (AppError(ESCAPES, hint=ESCAPES), ProbeError(ESCAPES, hint=ESCAPES)):
         assert str(error).isprintable()
