@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance import copying, gate
-from appliance.admission import known_policy, verify_envelope
+from appliance.admission import known_policy, newer_roots, verify_envelope, with_roots
 from appliance.choice import profile_of
 from appliance.errors import AppError, UnusableModelError
 from appliance.importer import read_source
@@ -56,7 +56,8 @@ def repair(
     with site.store.writing() as writer:
         for bundle in bundles:
             try:
-                manifest = verify_envelope(bundle, policy, site.config.trust).manifest
+                known = with_roots(policy, newer_roots(bundle, policy))
+                manifest = verify_envelope(bundle, known, site.config.trust).manifest
                 for digest in sorted(wanted):
                     if _renew(digest, _Holder(bundle, manifest), site, writer, tell):
                         wanted.remove(digest)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuf.api.dsse import SimpleEnvelope
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api._payload import Root as TufRoot
+from tuf.api.metadata import Root as TufRoot  # type: ignore[attr-defined]
 
 from bundler.format import envelope
 from bundler.format.digest import Digest
