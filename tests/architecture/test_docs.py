@@ -67,7 +67,7 @@ def verbs_in(words: list[str]) -> list[str]:
     """The words that name a command: those before the first option or operand."""
     named: list[str] = []
     for word in words[1:]:
-        if not re.fullmatch(r"[a-z]+", word) or not help_of(words[0], *named, word):
+        if not re.fullmatch(r"[a-z][a-z-]*", word) or not help_of(words[0], *named, word):
             break
         if help_of(words[0], *named, word) == help_of(words[0], *named):
             break
