@@ -144,6 +144,7 @@ def _metrics(usage: Usage) -> Json:
         "total_duration": nanoseconds(usage.total_s),
         "load_duration": nanoseconds(usage.load_s),
         "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_cached_count": usage.cached_tokens,  # ours, not Ollama's
         "prompt_eval_duration": nanoseconds(usage.prompt_s),
         "eval_count": usage.completion_tokens,
         "eval_duration": nanoseconds(usage.eval_s),

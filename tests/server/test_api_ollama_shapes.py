@@ -166,11 +166,18 @@ def writer(call: Any = "chat") -> OllamaWriter:
 
 HEAD = {"model": "M:x", "created_at": "2023-11-14T22:13:20.000000000Z"}
 USAGE = Usage(
-    prompt_tokens=3, completion_tokens=2, load_s=0.0, prompt_s=0.25, eval_s=0.5, total_s=1.0
+    prompt_tokens=3,
+    cached_tokens=1,
+    completion_tokens=2,
+    load_s=0.0,
+    prompt_s=0.25,
+    eval_s=0.5,
+    total_s=1.0,
 )
 METRICS = {
     "total_duration": 1_000_000_000,
     "prompt_eval_count": 3,
+    "prompt_eval_cached_count": 1,
     "prompt_eval_duration": 250_000_000,
     "eval_count": 2,
     "eval_duration": 500_000_000,
