@@ -100,6 +100,7 @@ class CacheConfig:
     """Table ``[cache]``."""
 
     share_across_keys: bool
+    ram_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

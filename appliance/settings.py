@@ -386,6 +386,11 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="requests of different API keys share what was computed of equal prompts; by the "
         "time an answer takes, one client can then tell what another has asked",
     ),
+    _row(
+        "cache", "ram", 0, _size, field="ram_bytes", env=("SATCHEL_CACHE_RAM",),
+        meaning="host memory per loaded model for computed prompts that had to leave its KV cache; "
+        "taken only where the plan has it left over; 0 keeps none",
+    ),
 )  # fmt: skip
 """All settings outside ``[model."name"]``, in the order they are documented."""
 

@@ -27,6 +27,7 @@ OUTPUT: Final = "output rows"
 TOKENIZER: Final = "tokenizer"
 WORK: Final = "work space"
 PROGRAM: Final = "program"
+SAVED: Final = "saved prompts"
 UNCHECKED: Final = "allowance for an unchecked architecture"
 
 ENGINE_TERMS: Final = (WEIGHTS, TIED_COPY, KV_CACHE, STATE, COMPUTE)
@@ -183,9 +184,10 @@ def host_terms(profile: ModelProfile, settings: EngineSettings) -> tuple[MemoryT
         TOKENIZER: vocabulary,
         WORK: GRAPH_BYTES + quantized_rows * settings.num_ubatch,
         PROGRAM: PROGRAM_BYTES,
+        SAVED: settings.saved_bytes,
     }
     return tuple(
-        MemoryTerm(pool=HOST, name=name, size_bytes=size) for name, size in amounts.items()
+        MemoryTerm(pool=HOST, name=name, size_bytes=size) for name, size in amounts.items() if size
     )
 
 

@@ -144,7 +144,7 @@ class Search:
     def grow(
         self, profile: ModelProfile, settings: EngineSettings, floors: Floors
     ) -> EngineSettings:
-        """Spend what is left: slots, batches, repacked weights, then prompts that stay cached."""
+        """Spend what is left: slots, batches, repacked weights, then prompts that are kept."""
         chosen = settings
         if self.wish.slots is None and not settings.pooled:
             for slots in range(DEFAULT_SLOTS, 1, -1):
@@ -162,6 +162,9 @@ class Search:
         warm = replace(chosen, spare_sequences=SPARE_SEQUENCES)
         if _sequences_are_cheap(profile) and self.fit(profile, warm, floors) is not None:
             chosen = warm
+        saving = replace(chosen, saved_bytes=0 if settings.pooled else self.wish.saved_bytes)
+        if self.fit(profile, saving, floors) is not None:
+            chosen = saving
         fitted = self.fit(profile, chosen, floors)
         assert fitted is not None
         return fitted

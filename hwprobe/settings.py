@@ -48,6 +48,7 @@ class EngineSettings:
             GPU or none.
         pooled: the context turns whole texts into vectors and generates nothing. A text cannot
             be cut into micro-batches, so ``num_ubatch`` is ``num_batch``.
+        saved_bytes: host memory for the states of prompts that had to leave the cache.
     """
 
     num_ctx: int
@@ -63,6 +64,7 @@ class EngineSettings:
     repack: bool = True
     tensor_split: tuple[float, ...] = ()
     pooled: bool = False
+    saved_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values the engine would abort on."""

@@ -38,6 +38,7 @@ class Wish:
         threads: CPU threads; 0 leaves it to placement.
         num_batch: tokens per decode call.
         use_mmap: map the file.
+        saved_bytes: host memory for states of prompts, where it is left over.
     """
 
     num_ctx: int | None = None
@@ -47,6 +48,7 @@ class Wish:
     threads: int | None = None
     num_batch: int | None = None
     use_mmap: bool | None = None
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

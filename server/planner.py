@@ -146,6 +146,7 @@ class Planner:
             threads=self._threads(load.num_thread) or table.num_thread or None,
             num_batch=load.num_batch,
             use_mmap=load.use_mmap,
+            saved_bytes=self._config.cache.ram_bytes,
         )
 
     def _threads(self, asked: int | None) -> int | None:

@@ -17,7 +17,9 @@ Rules:
  * only requests of one scope share;
  * where the cache cannot go back, a checkpoint is a sequence that shares another one's positions
    at a moment: at the end of a prompt, and where a prompt parts from an earlier one;
- * cells shared by sequences count once.
+ * cells shared by sequences count once;
+ * what leaves the cache is kept as a state outside it where there is room, and comes back where
+   that spares computing more than a few tokens.
 
 The engine's cache is changed by the effects that the methods return, in their order.
 """
@@ -33,8 +35,20 @@ from types import MappingProxyType
 from server.runner.cells import Cells
 from server.runner.fairness import AGING_TOKENS, DeficitRing, Line
 from server.runner.prefixes import PrefixTree, common_prefix
+from server.runner.saved import Saved, SavedStates
 from server.runner.window import slide_range
-from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide, Work
+from server.runner.work import (
+    Chunk,
+    Discard,
+    Drop,
+    Effect,
+    Limits,
+    Restore,
+    Save,
+    Share,
+    Slide,
+    Work,
+)
 
 FOLLOW_TOKENS = 32
 """Fewer common tokens are computed again rather than waited for. Why: a step costs nearly as much
@@ -139,6 +153,7 @@ class _Place:
     """Where a request starts: behind ``length`` tokens of a source, or following a leader.
 
     ``branch`` is how long the longest beginning is that any sequence has, usable or not.
+    ``saved`` is a state outside the cache to begin with, instead of a source.
     """
 
     source: Held | None
@@ -146,6 +161,7 @@ class _Place:
     leader: Running | None
     fork_at: int
     branch: int
+    saved: Saved | None = None
 
 
 class Batching:
@@ -155,11 +171,29 @@ class Batching:
         running: requests that have a sequence, by id, in the order they started.
         idle: sequences no request uses, the longest unused first.
         cells: what the cache holds.
+        saved: states outside it.
     """
 
-    def __init__(self, limits: Limits, *, follow_tokens: int = FOLLOW_TOKENS) -> None:
-        """``follow_tokens``: the fewest common tokens that are waited for."""
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        follow_tokens: int = FOLLOW_TOKENS,
+        saved: SavedStates | None = None,
+        measure: Callable[[int], int] = lambda _sequence: 0,
+    ) -> None:
+        """Begin with nothing in the cache.
+
+        Args:
+            limits: what the engine holds.
+            follow_tokens: the fewest common tokens that are waited for, or restored.
+            saved: states outside the cache; without, nothing is kept there.
+            measure: bytes that the state of a sequence takes.
+        """
         self.limits = limits
+        self.saved = SavedStates() if saved is None else saved
+        self._measure = measure
+        self._restored = False
         self._follow_tokens = follow_tokens
         self.running: dict[int, Running] = {}
         self.idle: list[Held] = []
@@ -193,15 +227,21 @@ class Batching:
         self._line.put(work)
 
     def admit(self, resumable: Resumable) -> tuple[Effect, ...]:
-        """Share what has been computed, then start as many waiting requests as fit."""
+        """Share what has been computed, then start as many waiting requests as fit.
+
+        One state at most is restored, and last: only then is it known whether it was good.
+        """
         effects: list[Effect] = []
+        self._restored = False
         for run in self.running.values():
             if run.evaluated in run.marks:
                 effects += self._leave_checkpoint(run)
             if run.leader is not None or (run.robbed and not run.parked):
                 effects += self._fork(run, resumable)
+            if self._restored:
+                break
         self._line.pass_step()
-        while len(self._line) and len(self.running) < self.limits.slots:
+        while len(self._line) and len(self.running) < self.limits.slots and not self._restored:
             shares = Counter(run.work.tenant for run in self.running.values())
             work = self._line.first(shares)
             if work is None:
@@ -305,7 +345,7 @@ class Batching:
         if oldest is None:
             return ()
         self.idle.remove(oldest)
-        return self._forget(oldest)
+        return (*self._save(oldest), *self._forget(oldest))
 
     def preempt(self) -> tuple[Effect, ...]:
         """Empty the request that came last, until another one ends; not the only one."""
@@ -313,25 +353,81 @@ class Batching:
         if len(active) <= 1:
             return ()
         last = max(active, key=lambda run: run.order)
+        effects = tuple(self._save(last.held))
         self._set_evaluated(last, 0)
         last.parked = last.robbed = True
-        return (Drop(last.held.sequence),)
+        return (*effects, Drop(last.held.sequence))
+
+    def lose(self, state: int, request: int | None = None) -> tuple[Effect, ...]:
+        """Note that a state could not be kept, or restored for a request: it computes again."""
+        self.saved.remove(state)
+        run = self.running.get(request) if request is not None else None
+        if run is None:
+            return ()
+        self._set_evaluated(run, 0)
+        run.cached = 0
+        return (Drop(run.held.sequence),)
 
     def _find_place(self, work: Work, resumable: Resumable) -> _Place:
         """Where a request would start: behind what is there, or following who computes more."""
         source, length = self._longest(work.scope, work.prompt, resumable)
         leader, fork_at = self._leader(work.scope, work.prompt)
         branch, _owners = next(self._matches(work.scope, work.prompt[:-1]), (0, None))
-        if leader is not None and fork_at >= length + self._follow_tokens:
+        saved, known = self._outside(work.scope, work.prompt)
+        if leader is not None and fork_at >= max(length, known) + self._follow_tokens:
             return _Place(None, 0, leader, fork_at, branch)
+        if saved is not None and known >= length + self._follow_tokens:
+            room = self.limits.cells - self._promised()
+            if max(len(saved.tokens), self._final(work)) <= room:
+                return _Place(None, known, None, 0, branch, saved)
         return _Place(source, length, None, 0, branch)
+
+    def _outside(self, scope: str, prompt: tuple[int, ...]) -> tuple[Saved | None, int]:
+        """The state outside the cache that has most of a prompt, and how much."""
+        return self.saved.find(scope, prompt[:-1], whole=self._whole)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a state is of use with all its tokens only."""
+        return self.limits.checkpoints or not self.limits.divisible
+
+    def _save(self, held: Held) -> Iterator[Effect]:
+        """Keep what a sequence holds outside the cache, if it is worth it and there is room."""
+        tokens = tuple(held.tokens[: self.cells.length(held.sequence)])
+        if not self._follow_tokens <= len(tokens) <= held.exact or not self.saved.budget_bytes:
+            return
+        saved, gone = self.saved.put(
+            held.scope, tokens, lambda: self._measure(held.sequence), whole=self._whole
+        )
+        yield from map(Discard, gone)
+        if saved is not None:
+            yield Save(held.sequence, saved.id, saved.size_bytes)
+
+    def _restore(self, run: Running, saved: Saved, length: int) -> Iterator[Effect]:
+        """Fill a request's empty sequence from a state, of which ``length`` tokens are wanted."""
+        sequence, size = run.held.sequence, len(saved.tokens)
+        self.saved.touch(saved.id)
+        self.saved.pinned = saved.id
+        while self.idle and self.cells.used + size > self.limits.cells:
+            yield from self.evict()
+        self.saved.pinned = None
+        yield Restore(saved.id, sequence, run.work.id)
+        self.cells.set_length(sequence, size)
+        if length < size:
+            self.cells.set_length(sequence, length)
+            yield Drop(sequence, length)
+        run.evaluated = length
+        self._restored = True
 
     def _start(self, work: Work, place: _Place) -> Iterator[Effect]:
         self._clock += 1
         source, length = place.source, place.length
+        self.saved.pinned = None if place.saved is None else place.saved.id
         if source is not None and self._is_spent(source, length):
             self.idle.remove(source)
             sequence = source.sequence
+            if length + self._follow_tokens <= len(source.tokens):
+                yield from self._save(source)
             if length < len(source.tokens):
                 self.cells.set_length(sequence, length)
                 yield Drop(sequence, length)
@@ -345,6 +441,8 @@ class Batching:
         run.cached = length
         self.running[work.id] = run
         self._index(run.held, run, work.prompt)
+        if place.saved is not None:
+            yield from self._restore(run, place.saved, length)
         if self.limits.checkpoints:
             got = max(length, place.fork_at)
             run.marks = [place.branch] if place.branch >= got + self._follow_tokens else []
@@ -368,6 +466,18 @@ class Batching:
         run.robbed = False
         tokens = tuple(run.held.tokens)
         source, length = self._longest(run.held.scope, tokens, resumable, taker=run)
+        saved, known = self._outside(run.held.scope, tokens)
+        if saved is not None and known >= max(length, run.evaluated) + self._follow_tokens:
+            others = self.cells.union(
+                one.held.sequence for one in self.running.values() if one is not run
+            )
+            if others + len(saved.tokens) <= self.limits.cells:
+                self._set_evaluated(run, 0)
+                yield Drop(run.held.sequence)
+                yield from self._restore(run, saved, known)
+                if not run.answered:
+                    run.cached = known
+                return
         if source is not None and length > run.evaluated:
             if run.evaluated:
                 self._set_evaluated(run, 0)
@@ -583,6 +693,8 @@ class Batching:
 
     def _need(self, work: Work, place: _Place) -> int:
         """Cells that a request would add to what is promised."""
+        if place.saved is not None:
+            return max(self._final(work), len(place.saved.tokens))
         need = self._final(work) - max(place.length, place.fork_at)
         if place.source is not None:
             held = (run.held.sequence for run in self.running.values())

@@ -26,6 +26,8 @@ from server.runner.native import LIB, LOG, QUICK
 from server.runner.vocabulary import Vocabulary
 
 Row = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+_BYTES = ctypes.POINTER(ctypes.c_ubyte)
 
 WARM_UP_TOKENS = 32
 """Why: enough to take the kernels for batches, a second's work on the slowest machine."""
@@ -54,6 +56,7 @@ class Shape:
         pooled: it turns whole texts into vectors and generates nothing.
         ranks: what it makes of a text is a score, not a vector.
         trained_tokens: context the model was trained on; encoders have no position beyond it.
+        saved_bytes: memory for states that leave the cache.
     """
 
     context_tokens: int
@@ -68,6 +71,7 @@ class Shape:
     pooled: bool = False
     ranks: bool = False
     trained_tokens: int = 0
+    saved_bytes: int = 0
 
     @property
     def text_tokens(self) -> int:
@@ -270,6 +274,31 @@ class Engine:
         self._check(sequence)
         return int(LIB.llama_memory_seq_pos_max(self._memory, sequence))
 
+    def state_bytes(self, sequence: int) -> int:
+        """Bytes that `save_state` will write for a sequence."""
+        self._check(sequence)
+        return int(LIB.llama_state_seq_get_size_ext(self._context, sequence, 0))
+
+    def save_state(self, sequence: int, target: Bytes) -> bool:
+        """Write a sequence's state into all of ``target``, uint8; False if the engine did not."""
+        self._check(sequence)
+        pointer = target.ctypes.data_as(_BYTES)
+        count = LIB.llama_state_seq_get_data_ext(self._context, pointer, target.size, sequence, 0)
+        return int(count) == target.size
+
+    def load_state(self, sequence: int, source: Bytes) -> bool:
+        """Fill a sequence from all of ``source``, uint8; False leaves it empty.
+
+        The state carries no sign of its model: it must come from an equal engine.
+        """
+        self._check(sequence)
+        pointer = source.ctypes.data_as(_BYTES)
+        count = LIB.llama_state_seq_set_data_ext(self._context, pointer, source.size, sequence, 0)
+        if int(count) == source.size:
+            return True
+        LIB.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
     def can_resume(self, sequence: int, position: int) -> bool:
         """Whether decoding may go on at ``position`` as if all before it were still there."""
         self._check(sequence)
@@ -340,6 +369,7 @@ class Engine:
             pooled=settings.pooled,
             ranks=settings.pooled and self._ranks,
             trained_tokens=int(LIB.llama_model_n_ctx_train(self._model)),
+            saved_bytes=settings.saved_bytes,
         )
 
     def _vector_length(self) -> int:

@@ -23,8 +23,20 @@ from server.runner.pace import Pace
 from server.runner.proposing import MOST_PROPOSED, Proposer
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
+from server.runner.saved import SavedStates
+from server.runner.states import States
 from server.runner.turns import Scales, Turns
-from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide
+from server.runner.work import (
+    Chunk,
+    Discard,
+    Drop,
+    Effect,
+    Limits,
+    Restore,
+    Save,
+    Share,
+    Slide,
+)
 
 
 class Loop:
@@ -74,8 +86,11 @@ class Loop:
                 divisible=shape.divisible,
                 can_slide=shape.can_shift,
                 checkpoints=not shape.divisible or shape.window_tokens > 0,
-            )
+            ),
+            saved=SavedStates(shape.saved_bytes),
+            measure=engine.state_bytes,
         )
+        self._states = States(engine)
 
     def run(self) -> None:
         """Step until the inbox is closed."""
@@ -346,3 +361,17 @@ class Loop:
                     self._engine.share(source, target, end)
                 case Slide(sequence, start, end):
                     self._engine.slide(sequence, start, end)
+                case _:
+                    self._keep(effect)
+
+    def _keep(self, effect: Save | Restore | Discard) -> None:
+        """Move a state between the cache and what is outside it."""
+        match effect:
+            case Save(sequence, state, size_bytes):
+                if not self._states.save(sequence, state, size_bytes):
+                    self._batching.lose(state)
+            case Restore(state, sequence, request):
+                if not self._states.restore(state, sequence):
+                    self._apply(self._batching.lose(state, request))
+            case Discard(state):
+                self._states.discard(state)

@@ -81,7 +81,36 @@ class Slide:
     end: int
 
 
-Effect = Drop | Share | Slide
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Keep what ``sequence`` holds as a state outside the cache.
+
+    ``size_bytes`` is what was accounted for it. If effects before this one have changed that,
+    the state is not kept.
+    """
+
+    sequence: int
+    state: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Fill the empty ``sequence`` of a request from a state."""
+
+    state: int
+    sequence: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Give up a state that is kept outside the cache."""
+
+    state: int
+
+
+Effect = Drop | Share | Slide | Save | Restore | Discard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

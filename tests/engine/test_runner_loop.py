@@ -95,6 +95,9 @@ class Engine:
     def last_position(self, sequence: int) -> int:
         return len(self.cache[sequence]) - 1
 
+    def state_bytes(self, sequence: int) -> int:
+        return len(self.cache[sequence])
+
     def can_resume(self, _sequence: int, _position: int) -> bool:
         return True
 

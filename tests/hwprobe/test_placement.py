@@ -382,3 +382,17 @@ def test_more_memory_never_makes_the_plan_worse(
         assert order.index(large.variant) <= order.index(small.variant)
     else:
         assert large.settings.num_ctx > small.settings.num_ctx or large.variant != small.variant
+
+
+def test_saved_prompts_get_only_what_is_left_over(profiles: dict[str, ModelProfile]) -> None:
+    candidates = _one(profiles, "demo")
+    wish = Wish(saved_bytes=4 * GIB)
+    plain, roomy, tight = (
+        place(_host(size), candidates, one)
+        for size, one in ((64 * GIB, Wish()), (64 * GIB, wish), (3 * GIB, wish))
+    )
+
+    assert roomy.settings == replace(plain.settings, saved_bytes=4 * GIB)
+    assert roomy.estimate.total_bytes() == plain.estimate.total_bytes() + 4 * GIB
+    assert tight.settings.num_ctx == plain.settings.num_ctx
+    assert tight.settings.saved_bytes == 0

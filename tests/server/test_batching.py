@@ -10,8 +10,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from server.errors import EngineRefusedError
 from server.runner.batching import FOLLOW_TOKENS, Batching
+from server.runner.saved import SavedStates
 from server.runner.window import fit_prompt, kept_tokens, longest_answer, slide_range
-from server.runner.work import Chunk, Drop, Effect, Limits, Share, Slide, Work
+from server.runner.work import (
+    Chunk,
+    Discard,
+    Drop,
+    Effect,
+    Limits,
+    Restore,
+    Save,
+    Share,
+    Slide,
+    Work,
+)
 
 CONTEXT = 16
 Cell = list[Any]
@@ -26,6 +38,10 @@ class Cache:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.sequences: dict[int, list[Cell]] = {n: [] for n in range(limits.sequences)}
+        self.states: dict[int, list[Cell]] = {}
+        self.bad = False
+        self.failed: list[Restore] = []
+        self.unsaved: list[int] = []
 
     def apply(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -49,6 +65,29 @@ class Cache:
                     for cell in cells[end:]:
                         cell[1] = False
                     del cells[start:end]
+                case _:
+                    self._keep(effect)
+
+    def _keep(self, effect: Save | Restore | Discard) -> None:
+        match effect:
+            case Save(sequence, state, size):
+                assert all(exact for _token, exact in self.sequences[sequence])
+                if size != len(self.sequences[sequence]):
+                    self.unsaved.append(state)
+                    return
+                self.states[state] = [list(cell) for cell in self.sequences[sequence]]
+            case Restore(state, sequence):
+                assert not self.sequences[sequence]
+                if self.bad or state in self.unsaved:
+                    self.failed.append(effect)
+                else:
+                    self.sequences[sequence] = [list(cell) for cell in self.states[state]]
+                    assert self.used() <= self.limits.cells, "the cache is full"
+            case Discard(state):
+                self.states.pop(state, None)
+
+    def measure(self, sequence: int) -> int:
+        return len(self.sequences[sequence])
 
     def compute(self, chunks: Sequence[Chunk]) -> None:
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.limits.batch_tokens
@@ -85,11 +124,15 @@ class Bench:
     """A batching and a cache that follow each other."""
 
     def __init__(
-        self, bounds: Limits, resumable: Callable[[int, int], bool] = lambda _held, _position: True
+        self,
+        bounds: Limits,
+        resumable: Callable[[int, int], bool] = lambda _held, _position: True,
+        *,
+        budget: int = 0,
     ) -> None:
         """``resumable`` is asked with how much a sequence holds, and a position."""
-        self.batching = Batching(bounds)
         self.cache = Cache(bounds)
+        self.batching = Batching(bounds, saved=SavedStates(budget), measure=self.cache.measure)
         self._resumable = resumable
 
     def admit(self) -> None:
@@ -260,6 +303,79 @@ class TestSteps:
         assert not bench.batching.preempt()
         bench.cache.apply(bench.batching.finish(1))
         assert [(chunk.id, chunk.start) for chunk in bench.step()] == [(2, 0)]
+
+
+class TestStates:
+    """What leaves the cache and comes back."""
+
+    BEGIN = range(100, 100 + 2 * FOLLOW_TOKENS)
+    OTHER = range(300, 300 + 2 * FOLLOW_TOKENS)
+
+    def bench(self, budget: int = 1000, **changes: int | bool) -> Bench:
+        fields: dict[str, int | bool] = {
+            "slots": 1,
+            "cells": 100,
+            "context_tokens": 100,
+            "sequences": 2,
+            "batch_tokens": 100,
+        }
+        return Bench(limits(**{**fields, **changes}), budget=budget)
+
+    def cached(self, bench: Bench, *prompts: Sequence[int]) -> list[int]:
+        found = []
+        for number, prompt in enumerate(prompts):
+            bench.batching.submit(work(number, prompt))
+            found.append(bench.run(number, [9]))
+        return found
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_prompt_that_was_evicted_comes_back(self, whole: bool) -> None:  # noqa: FBT001
+        bench = self.bench(checkpoints=whole)
+        prompts = ([*self.BEGIN], [*self.OTHER], [*self.BEGIN, 5], [*self.OTHER, 6])
+
+        assert self.cached(bench, *prompts) == [0, 0, len(self.BEGIN), len(self.OTHER)]
+
+    def test_nothing_is_kept_without_a_budget(self) -> None:
+        bench = self.bench(budget=0)
+
+        assert self.cached(bench, self.BEGIN, self.OTHER, self.BEGIN) == [0, 0, 0]
+        assert not bench.cache.states
+
+    def test_state_larger_than_the_budget_is_not_kept(self) -> None:
+        bench = self.bench(budget=2 * FOLLOW_TOKENS - 1)
+
+        assert self.cached(bench, self.BEGIN, self.OTHER, self.BEGIN) == [0, 0, 0]
+
+    def test_longest_unused_state_gives_way(self) -> None:
+        bench = self.bench(budget=4 * FOLLOW_TOKENS)
+        third = range(500, 500 + 2 * FOLLOW_TOKENS)
+        self.cached(bench, self.BEGIN, self.OTHER, third, range(10, 90))
+
+        kept = [bench.batching.saved.find("", one, whole=False)[1] for one in (self.BEGIN, third)]
+
+        assert kept == [0, len(third)]
+
+    def test_other_scope_gets_nothing_of_a_state(self) -> None:
+        bench = self.bench()
+        for number, (prompt, scope) in enumerate(
+            ((self.BEGIN, "a"), (self.OTHER, "a"), (self.BEGIN, "b"))
+        ):
+            bench.batching.submit(work(number, prompt, scope=scope))
+            assert bench.run(number, [9]) == 0
+
+    def test_request_that_was_preempted_goes_on_where_it_was(self) -> None:
+        bench = self.bench(slots=2, cells=200, batch_tokens=200)
+        for number in (1, 2):
+            bench.batching.submit(work(number, [number, *self.BEGIN]))
+        bench.step(budget=200)
+        bench.cache.apply(bench.batching.preempt())
+        for number in (1, 2):
+            bench.batching.append(number, 9)
+        bench.cache.apply(bench.batching.finish(1))
+
+        (chunk,) = bench.step()
+
+        assert (chunk.id, chunk.start) == (2, len(self.BEGIN) + 1)
 
 
 class TestCoalescing:
@@ -480,6 +596,7 @@ class BatchingMachine(RuleBasedStateMachine):
         follow=st.integers(1, 4),
         checkpoints=st.booleans(),
         window=st.sampled_from([3, CONTEXT]),
+        budget=st.sampled_from([0, 12, 60]),
     )
     def start(
         self,
@@ -493,6 +610,7 @@ class BatchingMachine(RuleBasedStateMachine):
         follow: int,
         checkpoints: bool,
         window: int,
+        budget: int,
     ) -> None:
         self.window = window
         self.limits = limits(
@@ -504,8 +622,13 @@ class BatchingMachine(RuleBasedStateMachine):
             cells=cells,
             batch_tokens=batch,
         )
-        self.batching = Batching(self.limits, follow_tokens=follow)
         self.cache = Cache(self.limits)
+        self.batching = Batching(
+            self.limits,
+            follow_tokens=follow,
+            saved=SavedStates(budget),
+            measure=self.cache.measure,
+        )
         self.next = 0
         self.known: dict[int, list[int]] = {}
         self.sampled: dict[int, int] = {}
@@ -554,9 +677,24 @@ class BatchingMachine(RuleBasedStateMachine):
         """As if only the last positions of a sequence were there to go back to."""
         return len(self.cache.sequences[sequence]) - position <= self.window
 
+    @rule(bad=st.booleans())
+    def spoil(self, *, bad: bool) -> None:
+        """From now on no state can be restored, or all can again."""
+        self.cache.bad = bad
+
+    def _admit(self) -> None:
+        self.cache.apply(self.batching.admit(self._resumable))
+        for failed in self.cache.failed:
+            self.cache.states.pop(failed.state, None)
+            self.cache.apply(self.batching.lose(failed.state, failed.id))
+        self.cache.failed.clear()
+        for state in self.cache.unsaved:
+            self.batching.lose(state)
+        self.cache.unsaved.clear()
+
     def _plan(self, budget: int) -> tuple[Chunk, ...]:
         before = set(self.batching.running)
-        self.cache.apply(self.batching.admit(self._resumable))
+        self._admit()
         self._count_cells()
         for number in set(self.batching.running) - before:
             run = self.batching.running[number]
@@ -623,6 +761,15 @@ class BatchingMachine(RuleBasedStateMachine):
             self._count_cells()
 
     @invariant()
+    def states_are_what_is_counted(self) -> None:
+        if not hasattr(self, "batching"):
+            return
+        saved = self.batching.saved
+        assert len(saved) == len(self.cache.states)
+        assert saved.used_bytes == sum(map(len, self.cache.states.values()))
+        assert saved.used_bytes <= saved.budget_bytes
+
+    @invariant()
     def who_follows_is_led_to_what_it_shares(self) -> None:
         if not hasattr(self, "batching"):
             return
@@ -655,7 +802,7 @@ class BatchingMachine(RuleBasedStateMachine):
     def somebody_can_always_go_on(self) -> None:
         if not hasattr(self, "batching") or not self.known:
             return
-        self.cache.apply(self.batching.admit(self._resumable))
+        self._admit()
         assert any(run.active for run in self.batching.running.values())
 
     def teardown(self) -> None:
