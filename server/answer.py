@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from server.calling import call_constraint, output_stream
+from server.calling import answer_constraint, output_stream
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.chat import (
     ChatRequest,
@@ -50,7 +50,6 @@ from server.errors import (
 )
 from server.generation import Gone, Outcome, complete
 from server.options import check_adapters, resolve_options, resolve_timeout
-from server.output.stream import OutputStream
 from server.planner import Planner
 from server.prompt.gotemplate.prompt import PromptTemplate
 from server.prompting import Prompt, chat_prompt, generate_prompt, inserting
@@ -319,12 +318,13 @@ class Answerer:
         )
         request = task.request
         runner = lease.runner
-        calls = call_constraint(
-            task.request,
+        constraint = answer_constraint(
+            request,
             task.model,
+            output,
             lambda text, *, special: runner.tokenize(text, add_bos=False, parse_special=special),
         )
-        command = _command(task, prompt, output, calls, isolated=self._isolated)
+        command = _command(task, prompt, constraint, isolated=self._isolated)
         mark = lease.coroner.mark(lease.key, command)
         with lease.coroner.watching(
             lease.runner.pid,
@@ -401,14 +401,10 @@ def _check_chat(request: ChatRequest, model: ServedModel) -> None:
 def _command(
     task: _Task,
     prompt: Prompt,
-    output: OutputStream,
-    calls: Constraint | None,
+    constraint: Constraint | None,
     *,
     isolated: bool,
 ) -> protocol.Generate:
-    constraint = calls or task.request.constraint
-    if constraint is not None and output.thinks:
-        constraint = replace(constraint, reasoning=output.reasoning)
     return protocol.Generate(
         id=0,
         tokens=prompt.tokens,

@@ -1,16 +1,18 @@
-"""How an answer is read: the model's family, its tags, and the tools of the request."""
+"""How an answer is read and bound: by the model's family, its tags, and the request's tools."""
 
 from __future__ import annotations
 
 import functools
 import secrets
 import string
+from dataclasses import replace
 from typing import Protocol
 
 from server.catalogue import ServedModel
 from server.chat import ChatRequest, Constraint, GenerateRequest, RequestOptions
 from server.errors import BadRequestError
-from server.output.demand import calls_grammar
+from server.output.demand import answer_lead, calls_grammar
+from server.output.lark import Special
 from server.output.layout import CallIds, Tags
 from server.output.stream import OutputStream
 from server.prompt.gotemplate.prompt import PromptTemplate
@@ -50,41 +52,49 @@ def output_stream(
     if template is not None and template.thinking_tags is not None:
         tags = Tags(open=template.thinking_tags[0], close=template.thinking_tags[1])
     opened = prompt.rstrip().endswith(tags.open)
+    chat = request if isinstance(request, ChatRequest) else None
     return OutputStream(
         family=model.output.family,
         tags=tags,
         thinking=bool(think) or opened,
         opened=opened,
-        tools=request.tools if isinstance(request, ChatRequest) else (),
+        tools=chat.tools if chat is not None else (),
         new_call_id=new_call_id,
+        one_call=chat is not None and not chat.tool_choice.parallel,
     )
 
 
-def call_constraint(
-    request: RequestOptions, model: ServedModel, tokenize: Tokenize
+def answer_constraint(
+    request: RequestOptions, model: ServedModel, output: OutputStream, tokenize: Tokenize
 ) -> Constraint | None:
-    """What binds the answer to calls where the request demands one; else ``None``.
+    """What binds the answer: calls where the request demands one, else the format it wants.
 
     Args:
         request: what is answered.
         model: who answers.
+        output: reads the answer; what it takes for reasoning is free.
         tokenize: gives the ids of a text, with or without control tokens parsed.
+
+    Returns:
+        ``None`` if the answer is free.
 
     Raises:
         BadRequestError: the model is set to an output format without calls.
     """
-    if not isinstance(request, ChatRequest) or not request.tool_choice.demanded:
-        return None
+    special = functools.cache(functools.partial(_special, tokenize))
+    constraint = request.constraint
+    if isinstance(request, ChatRequest) and request.tool_choice.demanded:
+        constraint = _calls(request, model, special)
+    elif constraint is not None and not (isinstance(request, GenerateRequest) and request.raw):
+        constraint = replace(constraint, lead=answer_lead(model.output.family, special))
+    if constraint is not None and output.thinks:
+        constraint = replace(constraint, reasoning=output.reasoning)
+    return constraint
+
+
+def _calls(request: ChatRequest, model: ServedModel, special: Special) -> Constraint:
     choice, family = request.tool_choice, model.output.family
     tools = [tool for tool in request.tools if choice.name in ("", tool.name)]
-
-    @functools.cache
-    def special(text: str) -> int | None:
-        ids = tokenize(text, special=True)
-        framing = text.startswith("<") and text.endswith(">")
-        own = len(ids) == 1 and (framing or ids != tokenize(text, special=False))
-        return ids[0] if own else None
-
     several = choice.parallel and not choice.name
     grammar = calls_grammar(family, tools, special, several=several)
     if grammar is None:
@@ -92,6 +102,14 @@ def call_constraint(
             f"{request.model}: tool_choice: its output format, {family.name}, has no calls"
         )
     return Constraint(kind="lark", source=grammar)
+
+
+def _special(tokenize: Tokenize, text: str) -> int | None:
+    """The id of a text that is one control token; see `Special`."""
+    ids = tokenize(text, special=True)
+    framing = text.startswith("<") and text.endswith(">")
+    own = len(ids) == 1 and (framing or ids != tokenize(text, special=False))
+    return ids[0] if own else None
 
 
 def new_call_id(kind: CallIds) -> str:

@@ -122,6 +122,7 @@ class Constraint:
         after: the answer is free until one of these texts has been said, bound behind it, and
             free again once what is bound is complete. Empty: bound from the beginning to the end.
         reasoning: reasoning is free; what is bound begins behind it.
+        lead: a Lark expression for what must be said before ``source``, in the same breath.
     """
 
     kind: ConstraintKind
@@ -129,6 +130,7 @@ class Constraint:
     strict: bool = False
     after: tuple[str, ...] = ()
     reasoning: Reasoning | None = None
+    lead: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +339,8 @@ class ToolChoice:
     Attributes:
         demanded: the answer is to be calls, with arguments by the tools' schemas.
         name: the only tool that may be called then; empty for any.
-        parallel: several calls may be made then, unless a tool is named.
+        parallel: several calls may be made, unless a tool is named; otherwise the answer ends with
+            the first.
     """
 
     demanded: bool = False

@@ -5,7 +5,8 @@ Rules:
    iterator;
  * log-probabilities go out with the text they belong to, or with the next text where theirs is
    held back;
- * when the time of a request is over, it is ended with what has been said.
+ * when the time of a request is over, it is ended with what has been said;
+ * when its answer is whole before the model thinks so, it is ended there.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Outcome:
         eval_s: seconds of decoding.
         reasoning_tokens: tokens whose text was reasoning.
         deadline: when it has to be over; set by whoever makes the outcome.
+        enough: the answer is whole, whatever the model would go on with.
     """
 
     started: bool = False
@@ -79,6 +81,7 @@ class Outcome:
     eval_s: float = 0.0
     reasoning_tokens: int = 0
     deadline: Deadline = NEVER
+    enough: bool = False
 
 
 def complete(
@@ -124,7 +127,7 @@ def rows(stream: RowStream, gone: Gone, outcome: Outcome) -> Iterator[protocol.R
             row = stream.next(deadline.within(POLL_S) if cut_s == math.inf else POLL_S)
             if gone():
                 raise ClientGoneError("request canceled")
-            if deadline.passed and cut_s == math.inf:
+            if (deadline.passed or outcome.enough) and cut_s == math.inf:
                 cut_s = deadline.now_s()
                 stream.cancel()
             if row is None and deadline.now_s() - cut_s > CUT_S:
@@ -133,7 +136,7 @@ def rows(stream: RowStream, gone: Gone, outcome: Outcome) -> Iterator[protocol.R
                 continue
             _note(row, outcome, cut=cut_s < math.inf)
             yield row
-            if outcome.reason is FinishReason.TIMEOUT:
+            if outcome.row is not None:
                 return
     finally:
         if not stream.ended:
@@ -148,13 +151,13 @@ def _note(row: protocol.Row, outcome: Outcome, *, cut: bool) -> None:
     outcome.generated.extend(row.tokens)
     if row.done is None:
         return
-    timed_out = cut and row.done == "cancelled"
+    timed_out = cut and row.done == "cancelled" and not outcome.enough
     if timed_out and not outcome.started:
         raise DeadlineError(
             f"request: not answered within {outcome.deadline.limit_s:g} s",
             hint="allow more with the option request_timeout, or ask for less",
         )
-    if row.done == "cancelled" and not timed_out:
+    if row.done == "cancelled" and not cut:
         raise ClientGoneError("request canceled")
     outcome.row = row
     outcome.eval_s = row.eval_s
@@ -174,6 +177,7 @@ def _pieces(
         pieces = output.feed(row.text)
         if outcome.row is row:
             pieces += output.finish()
+        outcome.enough = output.enough
         if any(isinstance(piece, ThinkingChunk) for piece in pieces):
             outcome.reasoning_tokens += len(row.tokens)
         for piece in pieces:

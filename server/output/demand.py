@@ -1,4 +1,4 @@
-"""The grammar of an answer that is nothing but calls, in the family's own form. Pure."""
+"""The grammar of what is demanded of an answer, in the family's own form. Pure."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def calls_grammar(
     return lark.grammar(_calls(lark, layout, tools, several=several))
 
 
+def answer_lead(family: Family, special: Special) -> str:
+    """A Lark expression for what a family says before visible text; empty if nothing.
+
+    Args:
+        family: who writes.
+        special: the model's control tokens.
+    """
+    if not family.harmony:
+        return ""
+    lark = Lark(special)
+    final = lark.text("final")
+    return f"{_header(lark)} {final} {lark.mark('<|message|>')}"
+
+
 def _calls(lark: Lark, layout: Layout, tools: Sequence[Tool], *, several: bool) -> str:
     call = lark.choice([layout.body.write(lark, tool) for tool in tools])
     line = lark.pattern(r"\n?")
@@ -60,5 +74,10 @@ def _harmony(lark: Lark, tools: Sequence[Tool]) -> str:
         f"{lark.text('json')} {lark.mark('<|message|>')} {lark.object(tool.parameters)}"
         for tool in tools
     ]
+    return f"{_header(lark)} {lark.choice(calls)}"
+
+
+def _header(lark: Lark) -> str:
+    """The beginning of a message of harmony's, up to the name of its channel."""
     start = f"({lark.mark('<|start|>')} {lark.text('assistant')})?"
-    return f"{start} {lark.mark('<|channel|>')} {lark.choice(calls)}"
+    return f"{start} {lark.mark('<|channel|>')}"

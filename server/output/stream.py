@@ -45,6 +45,7 @@ class OutputStream:
     Attributes:
         tags: what stands around reasoning.
         thinks: reasoning is looked for.
+        enough: the one call that was wanted is there; what follows is not told.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class OutputStream:
         opened: bool = False,
         tools: Sequence[Tool] = (),
         new_call_id: NewCallId = str,
+        one_call: bool = False,
     ) -> None:
         """Start an answer.
 
@@ -66,6 +68,7 @@ class OutputStream:
             opened: the prompt ended inside the reasoning; implies ``thinking``.
             tools: what may be called; only a request that has tools wants calls.
             new_call_id: makes an id, of the kind it is told, for a call that brings none.
+            one_call: the answer ends with its first call.
         """
         self.tags = tags or family.tags
         self.thinks = thinking or opened or family.harmony
@@ -78,6 +81,8 @@ class OutputStream:
         else:
             wanted = self.tags if self.thinks else None
             self._parser = TagParser(family, tags=wanted, opened=opened, tools=tools)
+        self.enough = False
+        self._one_call = one_call
         self._begun = 0
         self._call = ToolCallStartChunk(index=0, id="", name="")
         self._arguments: list[str] = []
@@ -96,7 +101,12 @@ class OutputStream:
         return self._pieces(self._parser.finish())
 
     def _pieces(self, events: Sequence[Event]) -> tuple[Piece, ...]:
-        return tuple(piece for event in events for piece in self._told(event))
+        told: list[Piece] = []
+        for event in events:
+            if not self.enough:
+                told.extend(self._told(event))
+                self.enough = self._one_call and isinstance(event, CallEnd)
+        return tuple(told)
 
     def _told(self, event: Event) -> tuple[Piece, ...]:
         match event:

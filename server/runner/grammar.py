@@ -207,7 +207,7 @@ class Compiler:
         self._vocabulary = vocabulary
         self._made = threading.Lock()
         self._tokenizer: Any = None
-        self._kept: OrderedDict[tuple[str, str], Compiled] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], Compiled] = OrderedDict()
 
     def compile(self, wanted: Constraint) -> Compiled:
         """A matcher of its own for one request.
@@ -219,10 +219,10 @@ class Compiler:
         with self._made:
             if self._tokenizer is None:
                 self._tokenizer = _tokenizer(self._vocabulary)
-            key = (wanted.kind, wanted.source)
+            key = (wanted.kind, wanted.source, wanted.lead)
             kept = self._kept.get(key)
         if kept is None:
-            kept = self._parse(wanted.kind, wanted.source)
+            kept = self._parse(*key)
             with self._made:
                 self._kept[key] = kept
                 if len(self._kept) > KEPT:
@@ -232,28 +232,29 @@ class Compiler:
             raise EngineRefusedError(f"json schema: this cannot be enforced: {names}")
         return Compiled(kept.matcher.fork(), kept.relaxed)
 
-    def _parse(self, kind: str, source: str) -> Compiled:
+    def _parse(self, kind: str, source: str, lead: str) -> Compiled:
         if len(source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
             raise EngineRefusedError(f"{kind}: expected at most {MAX_SOURCE_BYTES} bytes")
         if "\0" in source:
             raise EngineRefusedError(f"{kind}: expected no zero character")
         match kind:
             case "json":
-                return self._schema('{"type":"object"}')
+                return self._schema('{"type":"object"}', lead)
             case "json_schema":
-                return self._schema(source)
+                return self._schema(source, lead)
             case "regex":
-                return Compiled(self._matcher(kind, LLMatcher.grammar_from_regex(source))[0])
+                grammar = LLMatcher.grammar_from_regex(source)
+                return Compiled(self._matcher(kind, _led(lead, grammar))[0])
             case "lark":
-                return Compiled(self._lark(kind, source))
+                return Compiled(self._lark(kind, source, lead))
             case "gbnf":
-                return Compiled(self._gbnf(source))
+                return Compiled(self._gbnf(source, lead))
             case _:
                 raise EngineRefusedError(
                     f"constraint: expected json, json_schema, regex, lark or gbnf, found {kind!r}"
                 )
 
-    def _schema(self, source: str) -> Compiled:
+    def _schema(self, source: str, lead: str) -> Compiled:
         try:
             schema = json.loads(source)
         except (ValueError, RecursionError) as error:
@@ -263,28 +264,31 @@ class Compiler:
         if not isinstance(schema, dict):
             raise EngineRefusedError("json schema: expected an object")
         try:
-            matcher, warnings = self._matcher("json schema", _from_schema(source))
+            matcher, warnings = self._matcher("json schema", _led(lead, _from_schema(source)))
         except EngineRefusedError as refusal:
             if "regex" not in str(refusal):
                 raise
             left = self._without_patterns(schema)
-            matcher, warnings = self._matcher("json schema", _from_schema(json.dumps(left)))
+            grammar = _led(lead, _from_schema(json.dumps(left)))
+            matcher, warnings = self._matcher("json schema", grammar)
             warnings = ['"pattern"', *warnings]
         return Compiled(matcher, _relaxed(warnings))
 
-    def _lark(self, name: str, source: str) -> GuidanceMatcher:
+    def _lark(self, name: str, source: str, lead: str) -> GuidanceMatcher:
         rules = len(_RULE.findall(source))
         if rules > MAX_RULES or len(source) > 2 * MAX_SOURCE_BYTES:
             raise EngineRefusedError(f"{name}: expected at most {MAX_RULES} rules, found {rules}")
-        return self._matcher(name, LLMatcher.grammar_from_lark(source))[0]
+        return self._matcher(name, _led(lead, LLMatcher.grammar_from_lark(source)))[0]
 
-    def _gbnf(self, source: str) -> Matcher:
+    def _gbnf(self, source: str, lead: str) -> Matcher:
         try:
-            return self._lark("gbnf", gbnf_to_lark(source))
+            return self._lark("gbnf", gbnf_to_lark(source), lead)
         except EngineRefusedError as refusal:
             reason = str(refusal)
         except Exception as error:  # noqa: BLE001 - the converter raises bare exceptions
             reason = str(error)
+        if lead:
+            raise EngineRefusedError(f"gbnf: {_brief(reason)}")
         try:
             return EngineMatcher(self._vocabulary, source)
         except EngineRefusedError as refusal:
@@ -350,6 +354,16 @@ def _from_schema(source: str) -> str:
         return str(LLMatcher.grammar_from_json_schema(source, overrides=_OPTIONS))
     except ValueError as error:
         raise EngineRefusedError(f"json schema: {_brief(str(error))}") from error
+
+
+def _led(lead: str, grammar: str) -> str:
+    """A grammar of llguidance's behind what must be said before."""
+    if not lead:
+        return grammar
+    guided = grammar.startswith('{"')  # else it is Lark
+    body = json.loads(grammar)["grammars"][0] if guided else {"lark_grammar": grammar}
+    head = {"name": "head", "lark_grammar": f"start: {lead} @body\n"}
+    return json.dumps({"grammars": [head, {**body, "name": "body"}]})
 
 
 def _relaxed(warnings: list[str]) -> tuple[str, ...]:

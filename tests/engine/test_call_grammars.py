@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from server.calling import new_call_id
-from server.chat import Constraint, Tool, ToolCallChunk
-from server.output.demand import calls_grammar
+from server.chat import Constraint, ConstraintKind, TextChunk, Tool, ToolCallChunk
+from server.errors import EngineRefusedError
+from server.output.demand import answer_lead, calls_grammar
 from server.output.families import FAMILIES
 from server.output.families.mistral import written_as
 from server.output.layout import Family
 from server.output.stream import OutputStream
+from server.runner.gate import Gate
 from server.runner.grammar import Compiler
 from server.runner.native import LIB
 from server.runner.vocabulary import Vocabulary
@@ -193,3 +196,81 @@ def test_tagged_strings_hold_what_is_no_end(vocabulary: Vocabulary, compiler: Co
 
 def test_a_family_without_calls_has_no_grammar() -> None:
     assert calls_grammar(Family(name="plain"), (WEATHER,), lambda _: None, several=True) is None
+
+
+def test_format_is_bound_behind_the_header_of_harmonys_final_message(compiler: Compiler) -> None:
+    lead = answer_lead(FAMILIES["harmony"], lambda _: None)
+    schema = '{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}'
+
+    def takes(text: str, kind: ConstraintKind = "json_schema", source: str = schema) -> bool:
+        wanted = Constraint(kind=kind, source=source, lead=lead)
+        matcher = compiler.compile(wanted).matcher
+        return matcher.takes(text.encode()) and (matcher.complete or matcher.allows(END))
+
+    header = "<|channel|>final<|message|>"
+    assert not takes(LIMA)
+    assert not takes(f"{header}{{}}")
+    assert not takes("<|channel|>commentary<|message|>" + LIMA)
+    assert takes(header + LIMA)
+    assert takes(f"<|start|>assistant{header}{LIMA}")
+    assert takes(header + LIMA, "json", "")
+    assert takes(header + "abc", "regex", "[a-c]+")
+    assert takes(header + "yes", "lark", 'start: "yes" | "no"')
+    assert takes(header + "yes", "gbnf", 'root ::= "yes" | "no"')
+    with pytest.raises(EngineRefusedError, match="gbnf"):
+        takes(header, "gbnf", 'root ::= "yes" [')
+
+
+REASONED = "<|channel|>analysis<|message|>The city.<|end|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        (REASONED + LIMA, False),
+        (f"{REASONED}<|start|>assistant<|channel|>commentary<|message|>Yes.", False),
+        (f"{REASONED}{FINAL}Yes.", False),
+        (f"{REASONED}{FINAL}{LIMA}", True),
+        (f"<|channel|>final<|message|>{LIMA}", True),
+    ],
+)
+def test_harmony_reasons_freely_and_then_answers_in_the_format(
+    vocabulary: Vocabulary, compiler: Compiler, text: str, *, fits: bool
+) -> None:
+    family = FAMILIES["harmony"]
+    output = OutputStream(family=family)
+    wanted = Constraint(
+        kind="json_schema",
+        source='{"type":"object","properties":{"city":{"type":"string"}}}',
+        lead=answer_lead(family, lambda _: None),
+        reasoning=output.reasoning,
+    )
+    gate = Gate(wanted, compiler.compile(wanted).matcher, vocabulary)
+    for token in vocabulary.tokenize(text, special=True):
+        if not gate.allows(token):
+            break
+        gate.accept(token)
+    else:
+        pieces = [*output.feed(text), *output.finish()]
+        shown = "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
+        assert json.loads(shown) == {"city": "Lima"}
+        assert fits
+        return
+    assert not fits
+
+
+def test_schema_behind_a_header_is_refused_in_strict_mode_like_any(compiler: Compiler) -> None:
+    lead = answer_lead(FAMILIES["harmony"], lambda _: None)
+    wanted = Constraint(
+        kind="json_schema", source='{"type":"array","uniqueItems":true}', lead=lead, strict=True
+    )
+
+    with pytest.raises(EngineRefusedError, match="uniqueItems"):
+        compiler.compile(wanted)
+
+
+def test_other_families_say_nothing_before_their_text() -> None:
+    assert {name for name, each in FAMILIES.items() if answer_lead(each, lambda _: None)} == {
+        "harmony"
+    }

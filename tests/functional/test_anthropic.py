@@ -105,6 +105,47 @@ def test_tool_is_called_and_its_result_taken(
     assert after.usage.input_tokens > whole.usage.input_tokens - 1
 
 
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ({"type": "maybe"}, "tool_choice.type: expected auto, any, tool or none, found maybe"),
+        ({"type": "tool", "name": "f"}, 'tool_choice: expected the name of a tool, found "f"'),
+    ],
+)
+def test_choice_that_makes_no_sense_is_refused(
+    client: anthropic.Anthropic, choice: Any, text: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=text):
+        client.messages.create(
+            model="caller", max_tokens=9, messages=HI, tools=[TOOL], tool_choice=choice
+        )
+
+
+@pytest.mark.parametrize(("one", "calls"), [(False, 2), (True, 1)])
+def test_answer_ends_with_its_first_call_on_request(
+    server: LiveServer, client: anthropic.Anthropic, *, one: bool, calls: int
+) -> None:
+    server.say(words=[CALL, "\n", CALL])
+    asked: Any = {"model": "caller", "max_tokens": 64, "messages": HI, "tools": [TOOL]}
+    asked |= {"tool_choice": {"type": "auto", "disable_parallel_tool_use": one}}
+    message = client.messages.create(**asked)
+    assert [block.type for block in message.content] == ["tool_use"] * calls
+    assert message.stop_reason == "tool_use"
+    with client.messages.stream(**asked) as stream:
+        assert len(stream.get_final_message().content) == calls
+
+
+def test_calls_are_text_where_none_may_be_made(
+    server: LiveServer, client: anthropic.Anthropic
+) -> None:
+    server.say(words=[CALL])
+    message = client.messages.create(
+        model="caller", max_tokens=64, messages=HI, tools=[TOOL], tool_choice={"type": "none"}
+    )
+    assert [block.type for block in message.content] == ["text"]
+    assert message.stop_reason == "end_turn"
+
+
 def test_model_thinks_only_when_asked(server: LiveServer, client: anthropic.Anthropic) -> None:
     server.say(words=["<think>", "hm", "</think>", "Yes."])
     message = client.messages.create(

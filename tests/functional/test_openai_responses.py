@@ -87,6 +87,49 @@ def test_tool_is_called_and_its_result_taken(server: LiveServer, client: openai.
     assert after.output_text == "It rains."
 
 
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ("always", "tool_choice: expected none, auto, required or an object, found always"),
+        ({"type": "function", "name": "f"}, 'expected the name of a tool, found "f"'),
+        ({"type": "mcp"}, "tool_choice.type: expected function or allowed_tools, found mcp"),
+    ],
+)
+def test_choice_that_makes_no_sense_is_refused(
+    client: openai.OpenAI, choice: Any, text: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=text):
+        client.responses.create(model="caller", input="hi", tools=[TOOL], tool_choice=choice)
+
+
+def test_calls_are_text_where_none_may_be_made(server: LiveServer, client: openai.OpenAI) -> None:
+    server.say(words=[CALL])
+    response = client.responses.create(model="caller", input="hi", tools=[TOOL], tool_choice="none")
+    assert [item.type for item in response.output] == ["message"]
+
+
+@pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (False, 1)])
+def test_answer_ends_with_its_first_call_on_request(
+    server: LiveServer, client: openai.OpenAI, *, parallel: bool, calls: int
+) -> None:
+    server.say(words=[CALL, "\n", CALL])
+    asked: Any = {"model": "caller", "input": "hi", "tools": [TOOL]}
+    response = client.responses.create(**asked, parallel_tool_calls=parallel)
+    assert [item.type for item in response.output] == ["function_call"] * calls
+    assert response.parallel_tool_calls is parallel
+    assert response.status == "completed"
+    with client.responses.stream(**asked, parallel_tool_calls=parallel) as stream:
+        assert len(stream.get_final_response().output) == calls
+    chat = client.chat.completions.create(
+        model="caller",
+        messages=[{"role": "user", "content": "hi"}],
+        tools=[{"type": "function", "function": {"name": "weather"}}],
+        parallel_tool_calls=parallel,
+    ).choices[0]
+    assert len(chat.message.tool_calls or ()) == calls
+    assert chat.finish_reason == "tool_calls"
+
+
 def test_reasoning_is_an_item(server: LiveServer, client: openai.OpenAI) -> None:
     server.say(words=["<think>", "hm", "</think>", "Yes. ", "I see."])
     with client.responses.stream(

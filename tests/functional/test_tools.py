@@ -167,20 +167,35 @@ def test_demanded_call_comes_whatever_was_said(compatible: openai.OpenAI, effort
 
 
 @pytest.mark.engine
-def test_demanded_call_comes_through_anthropic(demo: LiveServer) -> None:
+@pytest.mark.parametrize("choice", [{"type": "tool", "name": "get_time"}, {"type": "any"}])
+def test_demanded_call_comes_through_anthropic(demo: LiveServer, choice: Any) -> None:
     tool: Any = {"name": "get_time", "input_schema": TIME["function"]["parameters"]}
+    asked: Any = {"model": "demo", "messages": GREETED, "max_tokens": 300}
+    asked |= {"tools": [tool], "tool_choice": {**choice, "disable_parallel_tool_use": True}}
     address = f"http://127.0.0.1:{demo.port}"
     with anthropic.Anthropic(base_url=address, api_key="unused", max_retries=0) as client:
-        answer = client.messages.create(
-            model="demo",
-            messages=GREETED,
-            max_tokens=300,
-            tools=[tool],
-            tool_choice={"type": "tool", "name": "get_time"},
-        )
-    (used,) = [block for block in answer.content if block.type == "tool_use"]
-    assert used.input in ({"zone": "UTC"}, {"zone": "CET"})
-    assert answer.stop_reason == "tool_use"
+        with client.messages.stream(**asked) as stream:
+            streamed = stream.get_final_message()
+        answers: list[Any] = [client.messages.create(**asked), streamed]
+        for answer in answers:
+            (used,) = [block for block in answer.content if block.type == "tool_use"]
+            assert used.input in ({"zone": "UTC"}, {"zone": "CET"})
+            assert answer.stop_reason == "tool_use"
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_time"}])
+def test_demanded_call_comes_through_responses(compatible: openai.OpenAI, choice: Any) -> None:
+    tool: Any = {"type": "function", "strict": True, **TIME["function"]}
+    asked: Any = {"model": "demo", "input": "Hello", "max_output_tokens": 300, "tools": [tool]}
+    asked |= {"tool_choice": choice, "parallel_tool_calls": False}
+    with compatible.responses.stream(**asked) as stream:
+        streamed = stream.get_final_response()
+    answers: list[Any] = [compatible.responses.create(**asked), streamed]
+    for answer in answers:
+        (call,) = [item for item in answer.output if item.type == "function_call"]
+        assert json.loads(call.arguments) in ({"zone": "UTC"}, {"zone": "CET"})
+        assert answer.status == "completed"
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,12 @@ from server.chat import (
     SamplingOptions,
     TextChunk,
     ThinkingChunk,
+    Tool,
+    ToolCallChunk,
 )
 from server.errors import BadRequestError, ClientGoneError, RunnerCrashedError
 from server.generation import Outcome, complete
+from server.output.families.hermes import HERMES
 from server.output.stream import OutputStream
 from server.runner import protocol
 from server.runner.process import Runner
@@ -107,6 +110,21 @@ def test_client_that_leaves_while_rows_come_frees_the_slot(tmp_path: Path) -> No
         with pytest.raises(ClientGoneError):
             run(on, outcome, gone=lambda: len(outcome.generated) > 3)
         assert len(outcome.generated) < 100
+
+
+def test_answer_that_is_whole_is_ended_and_its_rest_not_told(tmp_path: Path) -> None:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    tool = Tool(name="f", description="", parameters={})
+    with runner(tmp_path, words=["Well. ", call + " and", *[call] * 10_000], step_s=0.001) as on:
+        output = OutputStream(family=HERMES, tools=(tool,), one_call=True)
+        outcome = Outcome()
+        asked = protocol.Generate(id=0, prompt="p")
+        pieces = [*complete(on, asked, output=output, gone=bool, outcome=outcome)]
+        assert [piece.kind for piece in pieces if isinstance(piece, ToolCallChunk)] == ["tool_call"]
+        assert text(pieces) == "Well."
+        assert outcome.reason is FinishReason.STOP
+        assert outcome.row is not None
+        assert len(outcome.generated) < 5_000
 
 
 def test_closing_the_pieces_frees_the_slot(tmp_path: Path) -> None:
