@@ -29,7 +29,7 @@ from bundler.format.modelfile import (
 )
 from bundler.format.name import ModelName
 from bundler.format.statement import format_time, parse_time
-from bundler.keyfiles import load_signing_key, make_pair
+from bundler.keyfiles import check_private, load_signing_key, make_pair
 from bundler.layers import model_layers
 from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
@@ -39,7 +39,7 @@ from bundler.rooting.cli import app as root_app
 from bundler.rooting.folder import open_roots
 from bundler.screen import screen_progress
 from bundler.sequence import counter_file, remember, with_sequence
-from bundler.signing import add_signature, open_envelope
+from bundler.signing import add_signature, attach, emit, open_envelope
 from bundler.site import read_site, site_lines
 from bundler.source.gguf_file import open_gguf
 from bundler.source.local import open_adapter
@@ -261,14 +261,32 @@ def sign(
     bundle: Annotated[
         Path, typer.Argument(help="Medium, bundle directory, or bundle.dsse.json alone.")
     ],
-    key: Keys,
+    key: Annotated[
+        list[Path] | None, typer.Option("--key", help="Private key file; may be repeated.")
+    ] = None,
+    emit_to: Annotated[
+        Path | None,
+        typer.Option("--emit", help="Write the envelope here, to be signed on another machine."),
+    ] = None,
+    attach_from: Annotated[
+        Path | None, typer.Option("--attach", help="Take over the signatures of this envelope.")
+    ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Add a signature to a finished bundle; the weights are not needed."""
+    if sum(map(bool, (key, emit_to, attach_from))) != 1:
+        raise typer.BadParameter("expected one of --key, --emit and --attach")
     opened = open_envelope(bundle)
     for line in contents_lines(opened)[:-1]:
         print(line)
-    signers = add_signature(opened, _signing_keys(key, passphrase_file))
+    if emit_to is not None:
+        size_bytes = emit(opened, emit_to)
+        print(f"{Bytes(size_bytes)} in {emit_to}: sign it with satchel-bundle sign {emit_to}")
+        return
+    if attach_from is not None:
+        signers = attach(opened, attach_from)
+    else:
+        signers = add_signature(opened, _signing_keys(key or [], passphrase_file))
     for key_id in signers:
         print(f"now signed by  {key_id[:16]} {key_words(key_id)}")
 
@@ -380,6 +398,7 @@ def _signing_keys(paths: list[Path], passphrase_file: Path | None) -> tuple[Sign
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes:
     if file is not None:
+        check_private(file)
         # One line, as editors end it.
         return read_bounded(file, max_bytes=_MAX_TEXT_BYTES).removesuffix(b"\n")
     if PASSPHRASE_VARIABLE in os.environ:

@@ -5,6 +5,7 @@ BundleError              1
 ├── SourceDamagedError   1  files of the source are missing, cut off or changed
 ├── ForeignLayoutError   1  a GGUF file in a layout that llama.cpp does not load
 ├── BundleExistsError    1  another bundle has this channel and sequence number
+├── SignaturesError      1  signatures that were made elsewhere are not of this bundle
 └── QuantizeError        1  the engine's child process crashed or refused
 """
 
@@ -27,6 +28,10 @@ class ForeignLayoutError(BundleError):
 
 class BundleExistsError(BundleError):
     """Another bundle has this channel and sequence number."""
+
+
+class SignaturesError(BundleError):
+    """Signatures that were made elsewhere are not of this bundle, or there are none."""
 
 
 class QuantizeError(BundleError):

@@ -53,6 +53,23 @@ def make_pair(stem: Path, passphrase: bytes | None) -> tuple[Path, Path, PublicK
     return private, public, key.public_key
 
 
+def check_private(path: Path) -> None:
+    """Refuse a file with a secret that others on this computer can read.
+
+    Raises:
+        KeyFileError: they can, or there is no such file.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from error
+    if mode & 0o077 and os.name == "posix":
+        raise KeyFileError(
+            f"{path}: expected a file that only its owner can read, found mode {mode:03o}",
+            hint=f"chmod 600 {path}",
+        )
+
+
 def public_text(key: PublicKey, label: str) -> bytes:
     """Content of a public key file; `PublicKey.parse` reads it."""
     lines = (

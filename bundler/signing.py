@@ -1,4 +1,8 @@
-"""Add a signature to a finished bundle. Only the envelope is needed, not the weights."""
+"""Add a signature to a finished bundle. Only the envelope is needed, not the weights.
+
+The key may live on a machine that never sees the bundle: `emit` writes the envelope out, a few
+kilobytes; it is signed there; `attach` brings the signatures back.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.errors import PackError, SignaturesError
 from bundler.format import envelope, fsio
 from bundler.format.errors import LayoutError
 from bundler.format.keys import KeyId, SigningKey
@@ -46,6 +51,51 @@ def open_envelope(path: Path) -> OpenedEnvelope:
     return OpenedEnvelope(
         path=path, data=data, envelope=parsed, manifest=parse_manifest(parsed.payload)
     )
+
+
+def emit(opened: OpenedEnvelope, path: Path) -> int:
+    """Write the envelope to a new file, for a signer elsewhere.
+
+    Returns:
+        its size in bytes.
+
+    Raises:
+        PackError: the file exists already.
+        MediumError: it cannot be written.
+        NoSpaceError: there is no room.
+    """
+    try:
+        fsio.create_new(path, opened.data, mode=0o644)
+    except FileExistsError as error:
+        raise PackError(f"{path}: expected no file, found one") from error
+    return len(opened.data)
+
+
+def attach(opened: OpenedEnvelope, path: Path) -> tuple[KeyId, ...]:
+    """Take over the signatures of an envelope that was signed elsewhere.
+
+    They are not judged here, where nobody is trusted; a target counts those of trusted keys.
+
+    Returns:
+        the ids of all signatures that the envelope then carries.
+
+    Raises:
+        SignaturesError: the file is of another bundle, or carries no signature.
+        EnvelopeError: it is no envelope, or there are too many signatures.
+        MediumError: a file cannot be read or written; the old envelope is as it was.
+    """
+    found = envelope.parse(fsio.read_bounded(path, max_bytes=MAX_ENVELOPE_BYTES))
+    if found.payload != opened.envelope.payload:
+        raise SignaturesError(
+            f"{path}: expected signatures of this bundle, found those of another",
+            hint="the bundle was packed again since; emit its envelope again and sign that",
+        )
+    if not found.signatures:
+        raise SignaturesError(f"{path}: expected a signature, found none", hint="sign it first")
+    written = envelope.encode(envelope.with_signatures(opened.envelope, found.signatures))
+    if written != opened.data:
+        fsio.atomic_write(opened.path, written)
+    return tuple(one.key_id for one in envelope.parse(written).signatures)
 
 
 def add_signature(opened: OpenedEnvelope, keys: Sequence[SigningKey]) -> tuple[KeyId, ...]:

@@ -118,11 +118,18 @@ def add_signatures(envelope: Envelope, keys: Iterable[SigningKey]) -> Envelope:
         raise EnvelopeError(
             f"payload: expected at most {MAX_PAYLOAD_BYTES} bytes, found {len(envelope.payload)}"
         )
-    signed = {one.key_id: one for one in envelope.signatures}
-    for key in keys:
-        key_id = key.public_key.key_id
-        made = key.sign(pae(envelope.payload_type, envelope.payload))
-        signed[key_id] = Signature(key_id=key_id, signature=made)
+    message = pae(envelope.payload_type, envelope.payload)
+    made = (Signature(key_id=key.public_key.key_id, signature=key.sign(message)) for key in keys)
+    return with_signatures(envelope, made)
+
+
+def with_signatures(envelope: Envelope, signatures: Iterable[Signature]) -> Envelope:
+    """The envelope with these signatures more; of one key id the newer one stays. None is judged.
+
+    Raises:
+        EnvelopeError: there are too many signatures.
+    """
+    signed = {one.key_id: one for one in (*envelope.signatures, *signatures)}
     if len(signed) > MAX_SIGNATURES:
         raise EnvelopeError(f"signatures: expected at most {MAX_SIGNATURES}, found {len(signed)}")
     return Envelope(

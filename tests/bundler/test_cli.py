@@ -157,6 +157,10 @@ def test_an_encrypted_key_takes_its_passphrase_from_variable_or_file(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (desk / "secret").write_text("correct horse\n")
+    (desk / "secret").chmod(0o640)
+    assert run(["keygen", "locked", "--passphrase-file", "secret"]) == 1
+    assert "found mode 640" in capsys.readouterr().err
+    (desk / "secret").chmod(0o600)
     assert run(["keygen", "locked", "--passphrase-file", "secret"]) == 0
     assert b"ENCRYPTED" in (desk / "locked.key").read_bytes()
     pack = [*PACK[:4], "--key", "locked.key", *PACK[6:]]
