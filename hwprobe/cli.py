@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
+from hwprobe.calibrate import calibrate as run_calibration
+from hwprobe.calibrate import keep_calibration, learn_from, machine_identity, read_calibration
 from hwprobe.decision import MAX_RECORD_BYTES, Question, decide, record_of, replayed
 from hwprobe.decoding import parsed
 from hwprobe.engine import dry_run, engine_info
@@ -21,6 +23,7 @@ from hwprobe.gguf import model_profile, read_header
 from hwprobe.inventory.disk import read_speed
 from hwprobe.machine import Machine
 from hwprobe.probing import probe_machine
+from hwprobe.quantity import Bytes
 from hwprobe.recording import look_at_this_machine, recorded_machine, write_recording
 from hwprobe.report import (
     machine_from_json,
@@ -31,10 +34,14 @@ from hwprobe.report import (
     rejection_to_json,
 )
 from hwprobe.settings import KvType
-from hwprobe.verdict import Wish
+from hwprobe.speed import predicted_speed
+from hwprobe.verdict import Placement, Wish
 
 EXIT_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_DOES_NOT_FIT, EXIT_INTERRUPTED = 1, 2, 10, 14, 130
 MAX_SITE_REPORT_BYTES = 1 << 20
+_MODELS = Path("/var/lib/satchel")
+_ENGINE_FOLDER = Path("satchel") / "engine"
+"""Where the server keeps what it tried of the engine; the store's layout is docs/adr/0004."""
 
 app = typer.Typer(
     help="Measure this machine and a model, and decide what fits.",
@@ -72,7 +79,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print a site report.")] = False,
     models: Annotated[
         Path, typer.Option(help="Where models are kept, for the free room of its disk.")
-    ] = Path("/var/lib/satchel"),
+    ] = _MODELS,
     root: Annotated[
         Path | None, typer.Option(help="A recording of another machine, or its root directory.")
     ] = None,
@@ -116,6 +123,9 @@ def fit(
     record_file: Annotated[
         Path | None, typer.Option("--record", help="Write question and answer here, for replay.")
     ] = None,
+    models: Annotated[
+        Path, typer.Option(help="Where models are kept, for what calibrate measured.")
+    ] = _MODELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which variant fits, with which settings, and why.
@@ -143,6 +153,43 @@ def fit(
         print(json.dumps({"fits": True, **placement_to_json(placement)}, indent=1))
         return
     print("\n".join(placement_lines(placement, machine)))
+    if site is None and root is None:
+        for line in _speed_lines(machine, question, placement, models):
+            print(line)
+
+
+@app.command()
+@_reported
+def calibrate(
+    models: Annotated[
+        Path, typer.Option(help="Where models are kept; the result lies beside the engine's.")
+    ] = _MODELS,
+    model: Annotated[
+        Path | None, typer.Option(help="Time this GGUF file instead, and keep what it did.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time the engine with two made-up models, so that fit can predict tokens per second.
+
+    Writes up to 1 GiB below --models and removes it again. Other work on this machine spoils
+    the result.
+    """
+    if model is not None:
+        print(_timed_model(model, models))
+        return
+    models.mkdir(parents=True, exist_ok=True)
+    found = run_calibration(
+        probe_machine(), models, tell=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    path = keep_calibration(models / _ENGINE_FOLDER, found)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    print(
+        f"weights are read at {Bytes(int(found.bandwidth_bytes_per_s))} per second, a block takes "
+        f"{found.block_s * 1e6:.3g} µs, prompts get {found.operations_per_s / 1e9:.3g} billion "
+        f"operations per second, with {found.threads} thread(s)\n{path}"
+    )
 
 
 @app.command()
@@ -174,7 +221,7 @@ def record(
     out: Annotated[Path, typer.Argument(help="The tar file to write.")],
     models: Annotated[
         Path, typer.Option(help="Where models are kept, for the free room of its disk.")
-    ] = Path("/var/lib/satchel"),
+    ] = _MODELS,
 ) -> None:
     """Record what report looks at, so that report and fit --root see this machine elsewhere.
 
@@ -186,6 +233,36 @@ def record(
     write_recording(out, looks, machine)
     refused = f", {len(looks.refused)} could not be read" if looks.refused else ""
     print(f"{out}: {len(looks.files)} files{refused}")
+
+
+def _timed_model(path: Path, models: Path) -> str:
+    """Predict, time and keep one model's speed; a line about it."""
+    machine = _asked_machine(path, only_for_gpus=True)[0]
+    known = read_calibration(models / _ENGINE_FOLDER, machine_identity(machine))
+    if known is None:
+        raise ProbeError(
+            "nothing is known about this machine's speed", hint="run satchel-probe calibrate first"
+        )
+    (candidate,) = candidates_at(path)
+    settings = decide(Question(machine=machine, candidates=(candidate,), wish=Wish())).settings
+    learned = learn_from(path, settings, known)
+    keep_calibration(models / _ENGINE_FOLDER, learned)
+    speed = predicted_speed(candidate.profile, settings, learned)
+    return str(speed) if speed is not None else "timed; its layers on a GPU are not predicted"
+
+
+def _speed_lines(
+    machine: Machine, question: Question, placement: Placement, models: Path
+) -> Iterator[str]:
+    """The predicted speed, or how to get one."""
+    found = read_calibration(models / _ENGINE_FOLDER, machine_identity(machine))
+    if found is None:
+        yield "Speed     not known here; satchel-probe calibrate measures it"
+        return
+    chosen = next(one for one in question.candidates if one.variant == placement.variant)
+    speed = predicted_speed(chosen.profile, placement.settings, found)
+    if speed is not None:
+        yield f"Speed     {speed}"
 
 
 def _deciding_for(path: Path, *, site: Path | None, root: Path | None) -> Machine:

@@ -10,7 +10,8 @@ Rules:
 
 Requests: ``{"mode": "info"}``; ``{"mode": "breakdown", "model_path": …, "settings": [{…}, …]}``
 with one load of the metadata for all settings; ``{"mode": "self_test", "model_path": …,
-"settings": {…}}``; ``canary`` is the same and tells the logits. Answers: ``{"ok": true, …}`` or
+"settings": {…}}``; ``canary`` is the same and tells the logits; ``time`` is the same and tells
+how long a prompt and single tokens take. Answers: ``{"ok": true, …}`` or
 ``{"ok": false, "message": …}``.
 """
 
@@ -23,6 +24,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,8 @@ KEPT_LOG_LINES = 40
 SELF_TEST_BATCH_TOKENS = 64
 """Why: prefill kernels differ from decode kernels and start at 32 rows or less."""
 SELF_TEST_SINGLE_TOKENS = 2
+TIMED_TOKENS = 16
+"""Why: the median of 16 is steady enough, and a small board decodes them in seconds."""
 _PR_SET_PDEATHSIG = 1
 _KV_TYPES = {
     "f16": api.GGML_TYPE_F16,
@@ -238,6 +242,30 @@ def _self_test(path: str, settings: EngineSettings, *, tell: bool = False) -> di
         return {"ok": True, "buffers": _breakdown(context), "logits": logits}
 
 
+def _time(path: str, settings: EngineSettings) -> dict[str, Any]:
+    """Time a prompt of one batch, then single tokens; the first of each warms up.
+
+    Seconds of the second prompt, and of each single token.
+    """
+    with _model(path, settings, no_alloc=False) as model, _context(model, settings) as context:
+        vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+        memory = api.llama_get_memory(context)
+        prompt = [(7919 * place) % vocabulary for place in range(1, settings.num_batch + 1)]
+        seconds = []
+        for _ in range(2):
+            api.llama_memory_clear(memory, True)
+            started = time.perf_counter()
+            _decode(context, prompt)
+            seconds.append(time.perf_counter() - started)
+        api.llama_memory_clear(memory, True)
+        singles = []
+        for place in range(TIMED_TOKENS + 1):
+            started = time.perf_counter()
+            _decode(context, [(7919 * place) % vocabulary])
+            singles.append(time.perf_counter() - started)
+    return {"ok": True, "prompt_s": seconds[-1], "token_s": singles[1:]}
+
+
 def _decode(context: Any, tokens: list[int]) -> None:
     array = (api.llama_token * len(tokens))(*tokens)
     status = api.llama_decode(context, api.llama_batch_get_one(array, len(tokens)))
@@ -306,10 +334,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if mode == "breakdown":
             return _measure(request["model_path"], [_settings(s) for s in request["settings"]])
-        if mode == "canary":
-            return _self_test(request["model_path"], _settings(request["settings"]), tell=True)
-        if mode == "self_test":
-            return _self_test(request["model_path"], _settings(request["settings"]))
+        if mode in ("canary", "self_test"):
+            settings = _settings(request["settings"])
+            return _self_test(request["model_path"], settings, tell=mode == "canary")
+        if mode == "time":
+            return _time(request["model_path"], _settings(request["settings"]))
         if mode == "info":
             return _info()
     except EngineRefusedError as error:

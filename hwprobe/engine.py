@@ -347,6 +347,19 @@ def canary_logits(
     return tuple(tuple(map(float, row)) for row in answer["logits"])
 
 
+def timed(
+    model_path: Path, settings: EngineSettings, *, timeout_s: float = SELF_TEST_TIMEOUT_S
+) -> tuple[float, tuple[float, ...]]:
+    """Seconds for a prompt of ``num_batch`` tokens, and for each of 16 single tokens.
+
+    Raises:
+        EngineCheckError: the engine crashed, hung or refused the model.
+    """
+    request = {"mode": "time", "model_path": str(model_path), "settings": asdict(settings)}
+    answer = _asked(request, timeout_s)
+    return float(answer["prompt_s"]), tuple(map(float, answer["token_s"]))
+
+
 def _child(
     request: dict[str, Any], timeout_s: float, libraries: Path | None = None
 ) -> dict[str, Any] | _Ended:
