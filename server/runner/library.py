@@ -284,7 +284,7 @@ class Engine:
         self._check(sequence)
         pointer = target.ctypes.data_as(_BYTES)
         count = LIB.llama_state_seq_get_data_ext(self._context, pointer, target.size, sequence, 0)
-        return int(count) == target.size
+        return 0 < int(count) == target.size
 
     def load_state(self, sequence: int, source: Bytes) -> bool:
         """Fill a sequence from all of ``source``, uint8; False leaves it empty.
@@ -294,7 +294,7 @@ class Engine:
         self._check(sequence)
         pointer = source.ctypes.data_as(_BYTES)
         count = LIB.llama_state_seq_set_data_ext(self._context, pointer, source.size, sequence, 0)
-        if int(count) == source.size:
+        if 0 < int(count) == source.size:
             return True
         LIB.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False

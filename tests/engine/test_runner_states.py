@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,43 @@ def test_without_memory_for_it_the_prompt_is_computed_again(model: Path) -> None
     _, _, (cached, _tokens) = ask(model, FIRST, OTHER, FIRST, saved_bytes=1000)
 
     assert cached == 0
+
+
+SPOILED = """
+import sys
+from pathlib import Path
+import numpy as np
+from hwprobe.settings import EngineSettings
+from server.runner.library import Engine
+from server.runner.states import States
+
+settings = EngineSettings(num_ctx=256, spare_sequences=2)
+engine = Engine(model_path=Path(sys.argv[1]), settings=settings)
+engine.batch.clear()
+engine.batch.add([5, 6, 7], position=0, sequence=0, output=True)
+assert engine.decode() == 0
+size = engine.state_bytes(0)
+whole = np.empty(size, np.uint8)
+assert engine.save_state(0, whole)
+noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+for bad in (whole[: size // 2].copy(), whole[: size - 1].copy(), noise, noise[:0]):
+    assert not engine.load_state(1, bad)
+    assert engine.last_position(1) == -1
+states = States(engine)
+assert not states.save(0, 1, size + 1)
+assert not states.restore(1, 1)
+assert states.save(0, 1, size)
+assert states.restore(1, 1)
+assert engine.last_position(1) == 2
+states.discard(1)
+assert not states.restore(1, 2)
+engine.close()
+"""
+
+
+def test_state_that_is_cut_or_noise_is_refused_and_leaves_nothing(model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SPOILED, str(model)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
