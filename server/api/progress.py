@@ -66,7 +66,11 @@ class _Steps:
         return self
 
     def __next__(self) -> bytes:
-        return next(self._body)
+        try:
+            return next(self._body)
+        except BaseException:  # its end, too: not every server closes what it has read whole
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the work wherever it stands."""
