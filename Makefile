@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install uninstall test test-js lint bench format requirements clean
+.PHONY: help demo install uninstall test test-js soak lint bench format requirements clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -64,6 +64,9 @@ uninstall: ## take it away again; models, configuration and keys stay
 test-js: .venv/ready-for-tests ## the JavaScript clients of Ollama, OpenAI and Anthropic (needs node 20 and npm)
 	cd tests/clients-js && npm ci --ignore-scripts --no-audit --no-fund
 	PYTHONPATH=. $(BIN)/python -P tests/clients-js/run.py
+
+soak: .venv/ready-for-tests ## 50 loads and 10,000 requests against a real server; 1 if it grows (minutes)
+	timeout 1800 $(BIN)/python -P tests/soak.py
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
