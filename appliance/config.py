@@ -276,10 +276,26 @@ def _take_model(path: Path, name: str, keys: Any, models: dict[str, ModelConfig]
     earlier = models.get(full, ModelConfig())
     fields = {row.field: getattr(earlier, row.field) for row in MODEL_SETTINGS}
     for key, value in keys.items():
+        if key not in rows and isinstance(value, dict):
+            raise ConfigError(
+                f"{path}: {at}.{key}: expected a setting, found a table",
+                hint=f"a name with a dot stands in quotes: {_quoted(name, key, value)}",
+            )
         if key not in rows:
             raise _unknown(path, f"{at}.{key}", [f"{at}.{row}" for row in rows], kind="key")
         fields[rows[key].field] = _read(rows[key], value, f"{path}: {at}")
     models[full] = ModelConfig(**fields)
+
+
+def _quoted(name: str, key: str, value: Mapping[str, Any]) -> str:
+    """The table that was meant by ``[model.llama3.1]``, which TOML reads as two levels."""
+    parts, rows = [name, key], {setting.key for setting in MODEL_SETTINGS}
+    while (deeper := next(iter(value.items()), None)) and isinstance(deeper[1], dict):
+        if deeper[0] in rows:
+            break
+        parts.append(deeper[0])
+        value = deeper[1]
+    return f'[model."{".".join(parts)}"]'
 
 
 def _take_environment(

@@ -15,6 +15,9 @@ _FOREVER_YEARS = 20
 """Ollama writes ``Forever`` for expiries more than this many years ahead."""
 
 COLUMN_GAP = " " * 4
+_NARROWEST_GAP = 2
+TERMINAL_COLUMNS = 80
+"""Width that tables are squeezed into where they can be."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -95,11 +98,24 @@ def processor(size_bytes: int, vram_bytes: int) -> str:
     return f"{cpu_percent}%/{100 - cpu_percent}% CPU/GPU"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, every one padded and followed by a gap, one line per row."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
+    """Left-aligned columns, every one padded and followed by a gap, one line per row.
+
+    Args:
+        header: names of the columns.
+        rows: one text per column.
+        width: columns of the screen; a wider table gets narrower gaps if it fits then.
+    """
     lines = [tuple(header), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    between = max(1, len(widths) - 1)
+    gap = len(COLUMN_GAP)
+    if width is not None and sum(widths) + gap * len(widths) > width:
+        fitting = (width - sum(widths)) // between
+        gap = min(gap, fitting) if fitting >= _NARROWEST_GAP else gap
     return "\n".join(
-        "".join(cell.ljust(width) + COLUMN_GAP for cell, width in zip(line, widths, strict=True))
+        "".join(cell.ljust(size + gap) for cell, size in zip(line, widths, strict=True))[
+            : sum(widths) + gap * between if gap < len(COLUMN_GAP) else None
+        ]
         for line in lines
     )

@@ -47,7 +47,7 @@ from bundler.source.ollama_store import default_stores
 from bundler.source.opening import Access, open_source
 from bundler.source.reference import Reference, RegistryReference, parse_reference
 from bundler.source.registry import Login, read_logins
-from hwprobe.errors import GgufError, ProbeError
+from hwprobe.errors import GgufError, ProbeError, io_sentence
 from hwprobe.quantity import Bytes
 
 PROGRAM: Final = "satchel-bundle"
@@ -68,12 +68,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(help=f"File with the key's passphrase; else {PASSPHRASE_VARIABLE}, else asked."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Keys = Annotated[list[Path], typer.Option("--key", help="Private key file; may be repeated.")]
 
 
@@ -91,7 +93,7 @@ def _options(
     context: typer.Context,
     show_version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option("--version", "-v", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
     del show_version
@@ -107,10 +109,22 @@ def keygen(
         bool, typer.Option("--no-passphrase", help="Leave the private key unencrypted.")
     ] = False,
     passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Make a signing key: NAME.key stays here, NAME.pub goes to the target."""
     secret = None if no_passphrase else _passphrase(passphrase_file, confirm=True)
     private, public, key = make_pair(name, secret)
+    if as_json:
+        _print_json(
+            {
+                "private_key": str(private),
+                "public_key": str(public),
+                "encrypted": bool(secret),
+                "key_id": key.key_id,
+                "words": key.words(),
+            }
+        )
+        return
     print(f"private key  {private}" + ("" if secret else "  (not encrypted)"))
     print(f"public key   {public}")
     print(f"key id       {key.key_id}")
@@ -198,6 +212,7 @@ def pack(
         Path | None, typer.Option(help="Directory of trust roots; its chain travels along.")
     ] = None,
     passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Pack a model into a signed bundle."""
     _check_medium(out)
@@ -245,7 +260,10 @@ def pack(
             plain_http=plain_http,
             work=Path(made),
         )
-        packed = _pack(request, named, access, seq, counter_file(key[0]))
+        packed = _pack(request, named, access, seq, counter_file(key[0]), quiet=as_json)
+    if as_json:
+        _print_json(_packed_json(packed, request.keys))
+        return
     done = "already there, every byte checked" if packed.was_there else "packed and read back"
     print(f"{done}: {Bytes(packed.manifest.totals.stored_bytes)} in {packed.directory}")
     print(f"bundle     {packed.payload_digest}")
@@ -272,21 +290,28 @@ def sign(
         Path | None, typer.Option("--attach", help="Take over the signatures of this envelope.")
     ] = None,
     passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Add a signature to a finished bundle; the weights are not needed."""
     if sum(map(bool, (key, emit_to, attach_from))) != 1:
         raise typer.BadParameter("expected one of --key, --emit and --attach")
     opened = open_envelope(bundle)
-    for line in contents_lines(opened)[:-1]:
+    for line in () if as_json else contents_lines(opened)[:-1]:
         print(line)
     if emit_to is not None:
         size_bytes = emit(opened, emit_to)
+        if as_json:
+            _print_json({"envelope": str(emit_to), "size": size_bytes})
+            return
         print(f"{Bytes(size_bytes)} in {emit_to}: sign it with satchel-bundle sign {emit_to}")
         return
     if attach_from is not None:
         signers = attach(opened, attach_from)
     else:
         signers = add_signature(opened, _signing_keys(key or [], passphrase_file))
+    if as_json:
+        _print_json({"signed_by": [{"key_id": one, "words": key_words(one)} for one in signers]})
+        return
     for key_id in signers:
         print(f"now signed by  {key_id[:16]} {key_words(key_id)}")
 
@@ -301,13 +326,46 @@ def contents(
     """List what a bundle says it holds. Nothing is verified."""
     opened = open_envelope(bundle)
     if as_json:
-        print(json.dumps(contents_json(opened), indent=2))
+        _print_json(contents_json(opened))
     else:
         print("\n".join(contents_lines(opened)))
 
 
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _packed_json(packed: Packed, keys: tuple[SigningKey, ...]) -> dict[str, Any]:
+    info = packed.manifest.bundle
+    return {
+        "directory": str(packed.directory),
+        "bundle": str(packed.payload_digest),
+        "id": info.id,
+        "channel": info.channel,
+        "seq": info.seq,
+        "was_there": packed.was_there,
+        "stored_bytes": packed.manifest.totals.stored_bytes,
+        "models": [
+            {
+                "name": model.name.short(),
+                "variants": [variant.id for variant in model.variants],
+            }
+            for model in packed.manifest.models
+        ],
+        "signed_by": [
+            {"key_id": key.public_key.key_id, "words": key.public_key.words()} for key in keys
+        ],
+    }
+
+
 def _pack(
-    request: PackRequest, named: Path | Reference, access: Access, seq: int | None, counter: Path
+    request: PackRequest,
+    named: Path | Reference,
+    access: Access,
+    seq: int | None,
+    counter: Path,
+    *,
+    quiet: bool,
 ) -> Packed:
     """Open the source, say what will be made of it, and make it."""
     progress = screen_progress()
@@ -322,8 +380,9 @@ def _pack(
     digest = material.origin.digest
     if seq is None and digest is not None:
         request = with_sequence(request, digest, counter)
-    print(f"packing {request.name} as {request.channel} {request.seq}")
-    print("\n".join(plan_lines(plan)), flush=True)
+    if not quiet:
+        print(f"packing {request.name} as {request.channel} {request.seq}")
+        print("\n".join(plan_lines(plan)), flush=True)
     packed = pack_bundle(request, plan, progress, source=digest)
     _remember(counter, request)
     return packed
@@ -465,15 +524,25 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(
             text[:1].lower() + text[1:].rstrip("."), f"see: {PROGRAM} --help", _EXIT_USAGE
         )
-    except BundleError as error:
-        return _complain(str(error), error.hint, error.exit_code)
-    except ProbeError as error:
-        code = _EXIT_MALFORMED if isinstance(error, GgufError) else _EXIT_FAILED
-        return _complain(str(error), error.hint, code)
+    except (BundleError, ProbeError, OSError) as error:
+        return _complain(*_explained(error))
     if code == _EXIT_INTERRUPTED:
         # typer turns an interrupt of a running command into this code, without a word.
         return _complain("interrupted", "", _EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _explained(error: BundleError | ProbeError | OSError) -> tuple[str, str, int]:
+    """Message, hint and exit code."""
+    match error:
+        case BundleError():
+            return str(error), error.hint, error.exit_code
+        case GgufError():
+            return str(error), error.hint, _EXIT_MALFORMED
+        case ProbeError():
+            return str(error), error.hint, _EXIT_FAILED
+        case _:
+            return io_sentence(error), "", _EXIT_FAILED
 
 
 def _complain(message: str, hint: str, code: int) -> int:

@@ -94,6 +94,11 @@ def load_signing_key(path: Path, passphrase: Callable[[], bytes | None]) -> Sign
         raise KeyFileError(f"{path}: {error.strerror}") from error
     except BundleError as error:
         raise KeyFileError(str(error), hint=error.hint) from error
+    if _is_public(pem):
+        raise KeyFileError(
+            f"{path}: expected a private key, found a public one",
+            hint=f"give the file that was made with it: {path.with_suffix('.key').name}",
+        )
     encrypted = b"ENCRYPTED" in pem
     if mode & 0o077 and not encrypted and os.name == "posix":
         raise KeyFileError(
@@ -101,3 +106,11 @@ def load_signing_key(path: Path, passphrase: Callable[[], bytes | None]) -> Sign
             hint=f"chmod 600 {path}",
         )
     return SigningKey.load(pem, passphrase() if encrypted else None)
+
+
+def _is_public(data: bytes) -> bool:
+    try:
+        PublicKey.parse(data.decode())
+    except (BundleError, UnicodeDecodeError):
+        return False
+    return True

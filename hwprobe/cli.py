@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -17,7 +17,7 @@ from hwprobe.calibrate import keep_calibration, learn_from, machine_identity, re
 from hwprobe.decision import MAX_RECORD_BYTES, Question, decide, record_of, replayed
 from hwprobe.decoding import parsed
 from hwprobe.engine import dry_run, engine_info
-from hwprobe.errors import DoesNotFitError, EngineCheckError, GgufError, ProbeError
+from hwprobe.errors import DoesNotFitError, EngineCheckError, GgufError, ProbeError, io_sentence
 from hwprobe.fit import candidates_at
 from hwprobe.gguf import model_profile, read_header
 from hwprobe.inventory.disk import read_speed
@@ -37,6 +37,7 @@ from hwprobe.settings import KvType
 from hwprobe.speed import predicted_speed
 from hwprobe.verdict import Placement, Wish
 
+PROGRAM = "satchel-probe"
 EXIT_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_DOES_NOT_FIT, EXIT_INTERRUPTED = 1, 2, 10, 14, 130
 MAX_SITE_REPORT_BYTES = 1 << 20
 _MODELS = Path("/var/lib/satchel")
@@ -45,36 +46,32 @@ _ENGINE_FOLDER = Path("satchel") / "engine"
 
 app = typer.Typer(
     help="Measure this machine and a model, and decide what fits.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-_F = TypeVar("_F", bound=Callable[..., None])
 
 
-def _reported(command: _F) -> _F:
-    """Turn this package's errors into one line, a hint and an exit code."""
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        print(f"{PROGRAM} {version('satchel')}")
+        raise typer.Exit
 
-    @functools.wraps(command)
-    def wrapped(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except ProbeError as error:
-            print(f"satchel-probe: error: {error}", file=sys.stderr)
-            if error.hint:
-                print(f"satchel-probe: hint: {error.hint}", file=sys.stderr)
-            raise typer.Exit(_exit_code(error)) from None
-        except OSError as error:
-            print(f"satchel-probe: error: {error}", file=sys.stderr)
-            raise typer.Exit(EXIT_FAILED) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(EXIT_INTERRUPTED) from None
 
-    return wrapped  # type: ignore[return-value]  # functools.wraps keeps the signature for typer
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    _: Annotated[
+        bool | None,
+        typer.Option("--version", "-v", callback=_version, is_eager=True, help="Print it."),
+    ] = None,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
-@_reported
 def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print a site report.")] = False,
     models: Annotated[
@@ -103,7 +100,6 @@ def report(
 
 
 @app.command()
-@_reported
 def fit(
     path: Annotated[Path, typer.Argument(help="A GGUF file, a directory of them, or a bundle.")],
     *,
@@ -159,7 +155,6 @@ def fit(
 
 
 @app.command()
-@_reported
 def calibrate(
     models: Annotated[
         Path, typer.Option(help="Where models are kept; the result lies beside the engine's.")
@@ -193,7 +188,6 @@ def calibrate(
 
 
 @app.command()
-@_reported
 def replay(
     path: Annotated[Path, typer.Argument(help="A record that fit --record wrote.")],
     *,
@@ -216,7 +210,6 @@ def replay(
 
 
 @app.command()
-@_reported
 def record(
     out: Annotated[Path, typer.Argument(help="The tar file to write.")],
     models: Annotated[
@@ -315,6 +308,34 @@ def _exit_code(error: ProbeError) -> int:
             return EXIT_FAILED
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors go to stderr in one form."""
+    try:
+        code: Any = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", "", EXIT_INTERRUPTED)
+    except typer.TyperException as error:
+        text = getattr(error, "format_message", error.__str__)()
+        return _complain(
+            text[:1].lower() + text[1:].rstrip("."), f"see: {PROGRAM} --help", EXIT_USAGE
+        )
+    except ProbeError as error:
+        return _complain(str(error), error.hint, _exit_code(error))
+    except OSError as error:
+        return _complain(io_sentence(error), "", EXIT_FAILED)
+    if code == EXIT_INTERRUPTED:
+        # typer turns an interrupt of a running command into this code, without a word.
+        return _complain("interrupted", "", EXIT_INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"{PROGRAM}: hint: {hint}", file=sys.stderr)
+    return code
+
+
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="satchel-probe")
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))

@@ -72,3 +72,9 @@ class DoesNotFitError(ProbeError):
 
 def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def io_sentence(error: OSError) -> str:
+    """What the system says, as an error of ours reads: ``/x/y: no such file or directory``."""
+    reason = (error.strerror or type(error).__name__).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason

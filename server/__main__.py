@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from appliance.config import Config
 from appliance.crashes import CrashFolder
@@ -29,7 +29,7 @@ from appliance.store import Store
 from appliance.uploads import UploadLimits
 from hwprobe.budgets import pool_budgets
 from hwprobe.engine import LIBRARY_VARIABLE, EngineRecords, engine_build_id, engine_info
-from hwprobe.errors import EngineCheckError, ProbeError
+from hwprobe.errors import EngineCheckError, ProbeError, io_sentence
 from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
@@ -83,6 +83,9 @@ def main() -> None:
         if error.hint:
             sys.stderr.write(f"{PROGRAM}: hint: {error.hint}\n")
         sys.exit(getattr(error, "exit_code", 1))
+    except OSError as error:
+        sys.stderr.write(f"{PROGRAM}: error: {io_sentence(error)}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -274,7 +277,7 @@ def _create_policy(config: Config) -> CreatePolicy:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM, description="Serve installed models with an Ollama- and OpenAI-like API."
     )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
@@ -295,7 +298,9 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--ready-file", type=Path, help="file to write the addresses to once listening"
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('satchel')}")
+    parser.add_argument(
+        "-v", "--version", action="version", version=f"{PROGRAM} {version('satchel')}"
+    )
     return parser.parse_args(words)
 
 
@@ -304,11 +309,16 @@ def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "server.host": arguments.host,
         "server.port": arguments.port,
-        "store.path": str(Path(arguments.store).absolute()) if arguments.store else None,
-        "server.admin_socket": arguments.admin_socket,
-        "server.api_keys_file": arguments.api_keys_file,
+        "store.path": _absolute(arguments.store),
+        "server.admin_socket": _absolute(arguments.admin_socket),
+        "server.api_keys_file": _absolute(arguments.api_keys_file),
         "server.log_requests": arguments.log_requests,
     }
+
+
+def _absolute(path: str | None) -> str | None:
+    """What is typed is relative to where it is typed."""
+    return str(Path(path).absolute()) if path else None
 
 
 def _log_to_stderr(level: str) -> None:
@@ -319,6 +329,14 @@ def _log_to_stderr(level: str) -> None:
     root.setLevel(level.upper())
     # The library's own lines repeat what ours say, or alarm about clients that leave.
     logging.getLogger("waitress").setLevel(logging.ERROR)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line as all our commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, a hint, code 2."""
+        self.exit(2, f"{PROGRAM}: error: {message}\n{PROGRAM}: hint: see: {PROGRAM} --help\n")
 
 
 class _PlainLine(logging.Formatter):

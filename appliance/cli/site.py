@@ -78,11 +78,21 @@ def _shown(field: str, value: Any) -> str:
         return '""'
     if field.endswith("_s"):
         return duration.show(value)
+    if field.endswith("_bytes") and value:
+        return f'"{_exact(value)}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value)
+
+
+def _exact(size_bytes: int) -> str:
+    """A size in the largest unit that divides it, so that it reads back as it is."""
+    for unit, step in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes % step == 0:
+            return f"{size_bytes // step} {unit}"
+    return str(size_bytes)
 
 
 def _config_json(config: Config) -> dict[str, Any]:
@@ -333,9 +343,11 @@ def _policy_json(policy: TrustPolicy) -> dict[str, Any]:
 @trust_app.command("remove")
 def trust_remove(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its label, or its id from 8 digits.")],
+    *,
     revoke: Annotated[bool, typer.Option("--revoke", help="Never trust it here again.")] = False,
     store: StoreOption = None,
     config: ConfigOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Stop trusting a key."""
     found = open_store(load_config(config, store))
@@ -345,7 +357,10 @@ def trust_remove(
         Journal(found.paths.journal).record(
             "trust", action="revoke" if revoke else "remove", key_id=gone.key_id
         )
-    typer.echo(f"{'revoked' if revoke else 'removed'} {gone.label}: {gone.key_id}")
+    if json_:
+        print_json({"key_id": gone.key_id, "label": gone.label, "revoked": revoke})
+    else:
+        typer.echo(f"{'revoked' if revoke else 'removed'} {gone.label}: {gone.key_id}")
     if len(after.keys) < after.threshold:
         typer.echo(
             f"satchel: warning: {after.threshold} signatures are asked for and "
@@ -359,6 +374,7 @@ def trust_threshold(
     number: Annotated[int, typer.Argument(help="How many trusted keys must sign a bundle.")],
     store: StoreOption = None,
     config: ConfigOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Set how many trusted keys must have signed a bundle."""
     found = open_store(load_config(config, store))
@@ -366,4 +382,7 @@ def trust_threshold(
         after = load_policy(found.paths.trust).with_threshold(number)
         save_policy(found.paths.trust, after)
         Journal(found.paths.journal).record("trust", action="threshold", threshold=number)
+    if json_:
+        print_json({"threshold": after.threshold, "keys": len(after.keys)})
+        return
     typer.echo(f"threshold {after.threshold} of {len(after.keys)}")

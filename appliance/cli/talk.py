@@ -164,7 +164,8 @@ def ps_command(
         return
     now_s = time.time()
     header = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL")
-    typer.echo(human.table(header, [_ps_row(model, now_s) for model in models]))
+    rows = [_ps_row(model, now_s) for model in models]
+    typer.echo(human.table(header, rows, width=human.TERMINAL_COLUMNS))
 
 
 def _ps_row(model: Mapping[str, Any], now_s: float) -> tuple[str, ...]:

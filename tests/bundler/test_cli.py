@@ -85,7 +85,7 @@ def test_the_whole_way_on_the_connected_side(
         (["pack", "none.gguf", *PACK[2:], "--seq", "1"], 1, "no such file"),
         (["pack", "release.pub", *PACK[2:], "--seq", "1"], 10, "not a usable GGUF: at byte"),
         (["pack", "tiny.gguf", "--name", "../x", *PACK[4:], "--seq", "1"], 10, "model name: "),
-        ([*PACK[:4], "--key", "release.pub", *PACK[6:], "--seq", "1"], 1, "mode 644"),
+        ([*PACK[:4], "--key", "release.pub", *PACK[6:], "--seq", "1"], 1, "a public one"),
         (["contents", "nowhere"], 10, "nowhere: expected"),
         (["contents", "."], 10, ".: expected a bundle, found none"),
         (["sign", ".", "--key", "release.key"], 10, ".: expected a bundle, found none"),
