@@ -87,7 +87,7 @@ def test_listing_models_starts_without_codecs_and_tools(tmp_path: Path) -> None:
 def test_a_table_fits_eighty_columns_if_it_can() -> None:
     header = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL")
     row = (
-        "llama3.2-vision:11b",
+        "qwen2.5-coder:7b",
         "085a1fdae525",
         "8.0 GB",
         "100% CPU",
