@@ -279,6 +279,7 @@ def sign(
     bundle: Annotated[
         Path, typer.Argument(help="Medium, bundle directory, or bundle.dsse.json alone.")
     ],
+    *,
     key: Annotated[
         list[Path] | None, typer.Option("--key", help="Private key file; may be repeated.")
     ] = None,
