@@ -35,7 +35,9 @@ class Batch:
         first = self._sequences.ctypes.data
         self._pointers = first + 4 * np.arange(capacity, dtype=np.uint64)
         self.native = LIB.llama_batch()
-        self.native.token = _pointer(self._tokens, ctypes.c_int32)
+        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+        self._rows: npt.NDArray[np.float32] | None = None
+        self.native.token = self._token_pointer
         self.native.pos = _pointer(self._positions, ctypes.c_int32)
         self.native.n_seq_id = _pointer(self._counts, ctypes.c_int32)
         self.native.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
@@ -44,6 +46,10 @@ class Batch:
     def clear(self) -> None:
         """Begin a new batch."""
         self.size = self.outputs = 0
+        if self._rows is not None:
+            self._rows = None
+            self.native.embd = None
+            self.native.token = self._token_pointer
 
     def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: int) -> None:
         """Append consecutive tokens of one sequence; the last ``output`` of them get logits.
@@ -66,6 +72,25 @@ class Batch:
         self.outputs += output
         self.size = end
         self.native.n_tokens = end
+
+    def put_rows(
+        self, rows: npt.NDArray[np.float32], *, position: int, sequence: int, output: bool
+    ) -> None:
+        """Make rows of one picture, float32[n, n_embd], the whole batch instead of tokens."""
+        self.clear()
+        count = len(rows)
+        if not 0 < count <= self.capacity:
+            raise MisuseError(f"batch: expected 1 to {self.capacity} rows, found {count}")
+        self._rows = np.ascontiguousarray(rows)  # the engine reads it in place
+        self.native.embd = _pointer(self._rows, ctypes.c_float)
+        self.native.token = None
+        self._positions[:count] = np.arange(position, position + count)
+        self._sequences[:count] = sequence
+        self._outputs[:count] = 0
+        self._outputs[count - 1] = output
+        self.outputs = int(output)
+        self.size = count
+        self.native.n_tokens = count
 
     def ask_for_all(self) -> None:
         """Make every token an output, as pooling needs it."""

@@ -18,6 +18,8 @@ Rules:
  * where the cache cannot go back, a checkpoint is a sequence that shares another one's positions
    at a moment: at the end of a prompt, and where a prompt parts from an earlier one;
  * cells shared by sequences count once;
+ * what is planned for a request is text, or rows of one picture; where these see each other, a
+   picture is computed whole, and nothing is shared that ends inside one;
  * what leaves the cache is kept as a state outside it where there is room, and comes back where
    that spares computing more than a few tokens.
 
@@ -28,12 +30,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from server.runner.cells import Cells
 from server.runner.fairness import AGING_TOKENS, DeficitRing, Line
+from server.runner.pictures import before_picture, is_place, stretch
 from server.runner.prefixes import PrefixTree, common_prefix
 from server.runner.saved import Saved, SavedStates
 from server.runner.window import slide_range
@@ -334,6 +337,7 @@ class Batching:
         """
         run = self.running[request]
         known = max(0, min(position, len(run.held.tokens) - 1))
+        known = self._whole(run.held.tokens, known)
         if not self.limits.divisible and position != run.evaluated:
             known, run.robbed = 0, True
         self._set_evaluated(run, known)
@@ -559,7 +563,7 @@ class Batching:
                 held = owner if isinstance(owner, Held) else owner.held
                 size = self.cells.length(sequence)
                 known = min(self._common(held, length, wanted), held.exact)
-                common = min(known, size)
+                common = self._whole(prompt, min(known, size))
                 whole = self.limits.divisible or common == size
                 if common > best[1] and whole and resumable(sequence, common):
                     best = (held, common)
@@ -577,7 +581,7 @@ class Batching:
                 run = self._owners[sequence]
                 if isinstance(run, Held) or run.parked or run.order >= before:
                     continue
-                common = min(length, run.held.exact)
+                common = self._whole(prompt, min(length, run.held.exact))
                 if common > max(best[1], run.evaluated):
                     best = (run, common)
         return best
@@ -619,6 +623,7 @@ class Batching:
             return 0
         run.waited = 0
         begin = run.evaluated
+        count = self._of_one_kind(run.held.tokens, begin, count)
         chunks.append(
             Chunk(
                 id=run.work.id,
@@ -637,6 +642,8 @@ class Batching:
         room = min(room, self.limits.proposed_tokens)
         used = 0
         for index, chunk in enumerate(chunks):
+            if is_place(chunk.tokens[0]):
+                continue
             run = self.running[chunk.id]
             # The context must not be full before the last of them is sampled.
             most = min(room - used, self._final(run.work) - len(run.held.tokens) - 1)
@@ -645,6 +652,16 @@ class Batching:
                 chunks[index] = replace(chunk, tokens=together, proposed=len(tokens))
                 used += len(tokens)
         return used
+
+    def _of_one_kind(self, tokens: list[int], begin: int, count: int) -> int:
+        """How many of the next places are planned, if so many may be."""
+        if self.limits.whole_pictures and is_place(tokens[begin]):
+            return stretch(tokens, begin, len(tokens)) - begin
+        return stretch(tokens, begin, begin + count) - begin
+
+    def _whole(self, tokens: Sequence[int], length: int) -> int:
+        """A length that cuts through no picture, where that matters."""
+        return before_picture(tokens, length) if self.limits.whole_pictures else length
 
     def _share(self, source: Held, target: int, end: int) -> Share:
         source.used = self._clock

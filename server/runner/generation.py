@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from server.runner.pictures import only_tokens
 from server.runner.proposing import Proposer
 from server.runner.protocol import DoneReason, Row
 from server.runner.sampling import log_probabilities
@@ -170,7 +171,7 @@ class Generation:
             completion_tokens=self.sampled,
             prompt_s=self._first_s - self._admitted_s,
             eval_s=now - self._first_s,
-            prompt_ids=self.prompt,
+            prompt_ids=only_tokens(self.prompt),
             relaxed=self._relaxed,
             proposed=self._proposer.proposed if self._proposer else 0,
             accepted=self._proposer.accepted if self._proposer else 0,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from server.chat import SamplingOptions
 from server.runner.embedding import Job
 from server.runner.gate import Gate
 from server.runner.turns import Scales
 from server.runner.work import Work
+
+if TYPE_CHECKING:  # it loads the engine
+    from server.runner.sight import Picture
 
 PATIENCE_S = 0.06
 """A decode that ends sooner is not interrupted for one of several requests: the others would
@@ -26,6 +30,7 @@ class Arrival:
     Attributes:
         relaxed: what of its schema the grammar does not enforce.
         adapters: the scale of each adapter.
+        pictures: those its prompt has places for, by their keys.
     """
 
     work: Work
@@ -34,6 +39,7 @@ class Arrival:
     gate: Gate | None
     relaxed: tuple[str, ...] = ()
     adapters: Scales = ()
+    pictures: Mapping[int, Picture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from server.runner.bounds import check_room
 from server.runner.embedding import Frame
 from server.runner.lastwords import MisuseError
 from server.runner.native import LIB, LOG, QUICK
+from server.runner.sight import Rows, Sight, row_length
 from server.runner.vocabulary import Vocabulary
 
 Row = npt.NDArray[np.float32]
@@ -57,6 +58,8 @@ class Shape:
         ranks: what it makes of a text is a score, not a vector.
         trained_tokens: context the model was trained on; encoders have no position beyond it.
         saved_bytes: memory for states that leave the cache.
+        step_tokens: most tokens that are computed at once.
+        whole_pictures: the rows of a picture see each other, so all are computed at once.
     """
 
     context_tokens: int
@@ -72,6 +75,8 @@ class Shape:
     ranks: bool = False
     trained_tokens: int = 0
     saved_bytes: int = 0
+    step_tokens: int = 0
+    whole_pictures: bool = False
 
     @property
     def text_tokens(self) -> int:
@@ -90,6 +95,7 @@ class Engine:
         batch: what `decode` computes.
         scales: of its adapters, where a request asks for none.
         prefill_rate: tokens per second, as measured once after loading.
+        sight: its projector; ``None`` without one.
     """
 
     def __init__(
@@ -98,16 +104,19 @@ class Engine:
         model_path: Path,
         settings: EngineSettings,
         adapters: Sequence[tuple[str, float]] = (),
+        projector: Path | None = None,
         on_progress: Callable[[float], bool] = lambda _fraction: True,
     ) -> None:
         """Load the model; ``on_progress`` gets 0 to 1 and returns whether to go on.
 
         Raises:
-            LoadFailedError: the engine refused the file, the settings, or an adapter.
+            LoadFailedError: the engine refused the file, the settings, an adapter or the
+                projector.
         """
         self._abort_flag = ctypes.create_string_buffer(2)
         self._model: Any = None
         self._context: Any = None
+        self.sight: Sight | None = None
         self._readable = 0
         check_room(model_path, settings)
         LIB.llama_backend_init()
@@ -128,6 +137,8 @@ class Engine:
             self._ranks = pooling == LIB.LLAMA_POOLING_TYPE_RANK
             self._width = self._vector_length()
             divisible = self._warm_up_pooled() if settings.pooled else self._warm_up()
+            if projector is not None:
+                self.sight = self._open_eyes(projector, settings)
             self.shape = self._measure(settings, divisible=divisible)
         except BaseException:
             self.close()
@@ -164,6 +175,18 @@ class Engine:
         if answer == OK:
             self._readable = outputs
         return answer
+
+    def decode_rows(self, rows: Rows, *, position: int, sequence: int, output: bool) -> int:
+        """Compute rows of a picture in place of tokens; answers as `decode` does."""
+        self._check(sequence)
+        self.batch.put_rows(rows, position=position, sequence=sequence, output=output)
+        if self.sight is None or self.sight.causal:
+            return self.decode()
+        LIB.llama_set_causal_attn(self._context, False)
+        try:
+            return self.decode()
+        finally:
+            LIB.llama_set_causal_attn(self._context, True)
 
     def logits(self, output: int) -> Row:
         """The logits of the ``output``-th asked-for token of the last batch: float32[n_vocab].
@@ -308,7 +331,10 @@ class Engine:
         return first <= max(0, position - self.shape.window_tokens)
 
     def close(self) -> None:
-        """Free context and model; may be called twice."""
+        """Free projector, context and model; may be called twice."""
+        if self.sight:
+            self.sight.close()
+        self.sight = None
         if self._context:
             LIB.llama_free(self._context)
         if self._model:
@@ -370,6 +396,19 @@ class Engine:
             ranks=settings.pooled and self._ranks,
             trained_tokens=int(LIB.llama_model_n_ctx_train(self._model)),
             saved_bytes=settings.saved_bytes,
+            step_tokens=min(self.batch.capacity, int(LIB.llama_n_ubatch(self._context))),
+            whole_pictures=self.sight is not None and not self.sight.causal,
+        )
+
+    def _open_eyes(self, path: Path, settings: EngineSettings) -> Sight:
+        """On the GPU if one GPU holds the whole model: its memory is counted with the last layer."""
+        layers = int(LIB.llama_model_n_layer(self._model)) + 1
+        return Sight(
+            path,
+            self._model,
+            threads=settings.threads,
+            use_gpu=settings.num_gpu >= layers and not settings.tensor_split,
+            width=row_length(self._model),
         )
 
     def _vector_length(self) -> int:

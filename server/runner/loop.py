@@ -8,7 +8,7 @@ and only the one it refuses alone gets a fault.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from server.errors import EngineRefusedError
 from server.runner import library
@@ -16,15 +16,18 @@ from server.runner.batching import Batching
 from server.runner.chain import Candidates
 from server.runner.embedding import Job
 from server.runner.feed import TextFeed
+from server.runner.gaze import Gaze, shows_picture
 from server.runner.generation import Generation
 from server.runner.inbox import Arrival, Inbox, Item
 from server.runner.library import Engine
 from server.runner.pace import Pace
+from server.runner.pictures import key_of, only_tokens, row_of
 from server.runner.proposing import MOST_PROPOSED, Proposer
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
 from server.runner.saved import SavedStates
 from server.runner.states import States
+from server.runner.sight import Picture
 from server.runner.turns import Scales, Turns
 from server.runner.work import (
     Chunk,
@@ -75,6 +78,8 @@ class Loop:
         # A state or a window that has moved on cannot take rows back.
         exact = shape.divisible and not shape.window_tokens
         self._most_proposed = MOST_PROPOSED if exact else 0
+        self._gaze = Gaze()
+        self._pictures: dict[int, Mapping[int, Picture]] = {}
         self._batching = Batching(
             Limits(
                 slots=slots,
@@ -86,6 +91,7 @@ class Loop:
                 divisible=shape.divisible,
                 can_slide=shape.can_shift,
                 checkpoints=not shape.divisible or shape.window_tokens > 0,
+                whole_pictures=shape.whole_pictures,
             ),
             saved=SavedStates(shape.saved_bytes),
             measure=engine.state_bytes,
@@ -173,11 +179,14 @@ class Loop:
                     gate=arrival.gate,
                 ),
                 pieces=vocabulary,
-                proposer=Proposer(arrival.work.prompt) if arrival.sampling.speculate else None,
+                proposer=Proposer(only_tokens(arrival.work.prompt))
+                if arrival.sampling.speculate
+                else None,
                 relaxed=arrival.relaxed,
                 clock=self._clock,
             )
             self._scales[request] = arrival.adapters
+            self._pictures[request] = arrival.pictures
             generation.admitted(run.cached)
             self._generations[request] = generation
 
@@ -192,20 +201,20 @@ class Loop:
         requests = frozenset(self._texts.owner(chunk.id) for chunk in chunks)
         if not self._inbox.begin(requests, self._pace.expect(decoding, prefill)):
             return None
-        batch = self._engine.batch
-        batch.clear()
-        for chunk in chunks:
-            batch.add(
-                chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.outputs
-            )
         if hidden != self._shows_hidden:
             self._engine.show_hidden(wanted=hidden)
             self._shows_hidden = hidden
         begin_s = self._clock()
-        answer = self._engine.decode()
-        self._inbox.end()
+        looks = shows_picture(chunks[0])
+        try:
+            answer = self._look(chunks[0]) if looks else self._read(chunks)
+        except EngineRefusedError as refusal:
+            return [self._fault(chunks[0].id, str(refusal))]
+        finally:
+            self._inbox.end()
         if answer == library.OK:
-            self._pace.measure(decoding, prefill, self._clock() - begin_s)
+            if not looks:
+                self._pace.measure(decoding, prefill, self._clock() - begin_s)
             self._shrink = 0
             del self._suspects[:1]
             return self._sample(chunks)
@@ -214,12 +223,42 @@ class Loop:
         self._resynchronise(chunks)
         return [] if answer == library.ABORTED else self._isolate(chunks, answer)
 
+    def _read(self, chunks: tuple[Chunk, ...]) -> int:
+        """Decode text."""
+        batch = self._engine.batch
+        batch.clear()
+        for chunk in chunks:
+            batch.add(
+                chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.outputs
+            )
+        return self._engine.decode()
+
+    def _look(self, chunk: Chunk) -> int:
+        """Compute a picture unless its rows are in hand, and decode the rows of the chunk.
+
+        Raises:
+            EngineRefusedError: the engine could not compute the picture.
+        """
+        sight, first = self._engine.sight, chunk.tokens[0]
+        assert sight is not None
+        rows = sight.rows(self._pictures[chunk.id][key_of(first)])
+        begin = row_of(first)
+        return self._engine.decode_rows(
+            rows[begin : begin + len(chunk.tokens)],
+            position=chunk.start,
+            sequence=chunk.sequence,
+            output=chunk.output,
+        )
+
     def _next_chunks(self) -> tuple[Chunk, ...]:
         protected = self._batching.decoding
         if not self._engine.shape.divisible and len(self._batching.running) > 1:
             protected = max(protected, 1)  # no step is aborted for one of several: keep it short
         budget = max(self._pace.budget(protected) >> self._shrink, 1)
         chunks = self._in_turn(self._batching.plan(budget, self._proposals()))
+        sight = self._engine.sight
+        if sight is not None:
+            chunks = self._gaze.narrow(chunks, sight.in_hand)
         while self._suspects:
             alone = tuple(chunk for chunk in chunks if chunk.id == self._suspects[0])
             if alone:
@@ -349,6 +388,7 @@ class Loop:
     def _dismiss(self, request: int, *, keep: bool = True) -> None:
         self._generations.pop(request).close()
         self._scales.pop(request, None)
+        self._pictures.pop(request, None)
         self._apply(self._batching.finish(request, keep=keep))
 
     def _apply(self, effects: Iterable[Effect]) -> None:

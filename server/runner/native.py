@@ -1,7 +1,7 @@
 """The engine's shared library: bindings, log, and the functions that keep the interpreter lock.
 
-Native: imports llama.cpp. The other modules that do are `library`, `vocabulary` and `chain`; they
-are loaded only in a runner process.
+Native: imports llama.cpp. The other modules that do are `library`, `vocabulary`, `chain` and
+`sight`; they are loaded only in a runner process.
 """
 
 from __future__ import annotations
@@ -120,6 +120,12 @@ def _attach(log: EngineLog) -> Any:
     callback = LIB.llama_log_callback(write)
     LIB.llama_log_set(callback, None)
     return callback
+
+
+def log_to(*setters: Any) -> None:
+    """Have other parts of the engine say what they do to the same log."""
+    for setter in setters:
+        setter(_LOG_CALLBACK, None)
 
 
 def tell_aborts(descriptor: int) -> None:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from server.errors import LoadFailedError, RunnerCrashedError
+from server.errors import BadRequestError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
 from server.runner.autopsy import Autopsy, keepable
 from server.runner.channel import Channel, StuckError, encode
@@ -240,6 +240,17 @@ class Runner:
         )
         return self._call(message, protocol.Tokens)
 
+    def look(self, images: tuple[str, ...]) -> tuple[int, ...]:
+        """How many tokens each image takes; files in base64. Raises as `tokenize` does.
+
+        Raises:
+            BadRequestError: one cannot be decoded, or the model sees no images.
+        """
+        answer = self._call(protocol.Look(id=next(self._ids), images=images), protocol.Tokens)
+        if answer.refused:
+            raise BadRequestError(answer.refused)
+        return answer.tokens
+
     def detokenize(self, tokens: tuple[int, ...]) -> str:
         """Turn token ids into text. Raises as `tokenize` does."""
         message = protocol.Detokenize(id=next(self._ids), tokens=tokens)
@@ -270,7 +281,9 @@ class Runner:
                 self._send(protocol.encode(protocol.Cancel(id=request_id)))
 
     def _call(
-        self, message: protocol.Tokenize | protocol.Detokenize, kind: type[_Answer]
+        self,
+        message: protocol.Tokenize | protocol.Detokenize | protocol.Look,
+        kind: type[_Answer],
     ) -> _Answer:
         line = encode(message)
         inbox: _Inbox = queue.SimpleQueue()

@@ -3,8 +3,8 @@ r"""What the server and a runner say to each other: one JSON object per line, bo
 Rules:
  * the runner is started with one end of a socket pair; its first line must be `Load`;
  * it answers `Progress` while it loads, then `Ready`, or `Failed` and exits;
- * after `Ready` the server sends `Generate`, `Embed`, `Cancel`, `Tokenize`, `Detokenize` in any
-   order;
+ * after `Ready` the server sends `Generate`, `Embed`, `Cancel`, `Tokenize`, `Detokenize`, `Look`
+   in any order;
  * the runner sends one `Step` per decode step, with the new text of *all* sequences in it;
  * a request ends with exactly one row that has ``done`` or ``fault``; after it the id is free;
  * a `Cancel` is answered by a row with ``done`` and reason ``cancelled``; a `Cancel` for an id
@@ -39,6 +39,7 @@ class Load:
     model_path: str
     settings: EngineSettings
     adapters: tuple[tuple[str, float], ...] = ()
+    projector: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,8 @@ class Generate:
     Attributes:
         id: chosen by the server, unique among the requests in flight.
         prompt: text to tokenize with special tokens parsed; unused when ``tokens`` is given.
-        tokens: prompt as token ids.
+        tokens: prompt as token ids; -1 - N stands for image N.
+        images: files in base64.
         add_bos: let the tokenizer add a BOS where the model asks for one; the tokenizer never
             adds a second one.
         truncate: cut an overlong prompt (keeping ``num_keep`` tokens at its start) instead of
@@ -64,6 +66,7 @@ class Generate:
     id: int
     prompt: str = ""
     tokens: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
     add_bos: bool = True
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     truncate: bool = True
@@ -146,7 +149,21 @@ class Detokenize:
     tokens: tuple[int, ...]
 
 
-Command = Load | Generate | Embed | Cancel | Tokenize | Detokenize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Tell how many tokens images take; answered by `Tokens` with one number for each.
+
+    Attributes:
+        id: chosen by the server.
+        images: files in base64.
+    """
+
+    op: Literal["look"] = "look"
+    id: int
+    images: tuple[str, ...]
+
+
+Command = Load | Generate | Embed | Cancel | Tokenize | Detokenize | Look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,12 +258,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Answer to `Tokenize`; ``pieces`` are the bytes of each token in hexadecimal."""
+    """Answer to `Tokenize` and `Look`.
+
+    Attributes:
+        pieces: the bytes of each token in hexadecimal.
+        refused: why there is no answer.
+    """
 
     ev: Literal["tokens"] = "tokens"
     id: int
     tokens: tuple[int, ...]
     pieces: tuple[str, ...] = ()
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +290,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "cancel": Cancel,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
+    "look": Look,
 }
 _EVENTS: dict[str, type[Any]] = {
     "progress": Progress,
@@ -294,7 +318,7 @@ def decode_command(line: bytes) -> Command:
         RunnerCrashedError: the line is not a command.
     """
     message = _decode(line, _COMMANDS, "op")
-    assert isinstance(message, Load | Generate | Embed | Cancel | Tokenize | Detokenize)
+    assert isinstance(message, Command)
     return message
 
 
@@ -339,6 +363,8 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
         if kind is Tokens:
             fields["pieces"] = tuple(fields["pieces"])
+        if "images" in fields:
+            fields["images"] = tuple(fields["images"])
         if "tokens" in fields:
             fields["tokens"] = tuple(fields["tokens"])
         return kind(**fields)

@@ -14,6 +14,7 @@ from server.errors import EngineRefusedError
 from server.runner import sampling
 from server.runner.chain import Candidates, Chain
 from server.runner.gate import Gate
+from server.runner.pictures import only_tokens
 
 Row = npt.NDArray[np.float32]
 
@@ -64,7 +65,7 @@ class Sampler:
             ),
             bias=sampling.merged_bias(options),
         )
-        for token in prompt[-last:] if self._recent.maxlen else ():
+        for token in only_tokens(prompt)[-last:] if self._recent.maxlen else ():
             self._remember(token)
 
     def sample(self, row: Row) -> int:

@@ -25,9 +25,11 @@ from server.runner.lastwords import print_frames
 from server.runner.library import Engine
 from server.runner.loop import Loop
 from server.runner.native import tell_aborts
+from server.runner.pictures import only_tokens
 from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
 from server.runner.sampling import check_options
+from server.runner.seeing import longest_step_s, looked, put_images, see
 from server.runner.texts import pieces_of, prepare_texts, tokenized
 from server.runner.turns import scales_of
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
@@ -96,6 +98,7 @@ class Service:
             model_path=Path(load.model_path),
             settings=load.settings,
             adapters=load.adapters,
+            projector=Path(load.projector) if load.projector else None,
             on_progress=on_progress,
         )
 
@@ -126,7 +129,7 @@ class Service:
                 memory=engine.memory,
                 system_info=engine.system_info,
                 load_s=load_s,
-                batch_s=engine.shape.batch_tokens / engine.prefill_rate,
+                batch_s=longest_step_s(engine),
             )
         )
         try:
@@ -175,6 +178,8 @@ class Service:
                 tokens = tokenized(engine, command)
                 pieces = pieces_of(engine, tokens) if command.pieces else ()
                 self._send(protocol.Tokens(id=command.id, tokens=tokens, pieces=pieces))
+            case protocol.Look():
+                self._send(looked(engine, command))
             case protocol.Detokenize():
                 known = (t for t in command.tokens if 0 <= t < engine.shape.vocabulary_size)
                 text = engine.vocabulary.detokenize(known)
@@ -231,9 +236,11 @@ def prepare(
     if shape.pooled:
         raise EngineRefusedError("this model generates no text")
     check_options(sampling, vocabulary_size=shape.vocabulary_size)
+    seen = see(engine, command.images)
     if command.tokens:
-        vocabulary.check(command.tokens)
+        vocabulary.check(only_tokens(command.tokens))
         tokens = vocabulary.with_bos(command.tokens) if command.add_bos else command.tokens
+        tokens = put_images(tokens, seen, shape)
     else:
         tokens = vocabulary.prompt(command.prompt, add_bos=command.add_bos)
     keep = kept_tokens(
@@ -243,7 +250,10 @@ def prepare(
         bos=tokens[:1] == (vocabulary.bos,),
     )
     prompt = fit_prompt(
-        tokens, context_tokens=shape.context_tokens, keep=keep, truncate=command.truncate
+        tokens,
+        context_tokens=shape.context_tokens,
+        keep=keep,
+        truncate=command.truncate and not seen,
     )
     adapters = scales_of(sampling.lora, engine.scales)
     work = Work(
@@ -251,7 +261,7 @@ def prepare(
         prompt=prompt,
         most_tokens=longest_answer(sampling.num_predict, context_tokens=shape.context_tokens),
         keep=keep,
-        slide=command.shift,
+        slide=command.shift and not seen,
         tenant=command.tenant,
         scope=f"{command.scope} {adapters}" if adapters else command.scope,
     )
@@ -268,6 +278,7 @@ def prepare(
         adapters=adapters,
         gate=gate,
         relaxed=relaxed,
+        pictures={picture.key: picture for one in seen for picture in one.pictures},
     )
 
 

@@ -20,6 +20,7 @@ class Limits:
         can_slide: positions can be moved.
         checkpoints: a sequence cannot go on at every position of another: its prompt's end, and
             where prompts part, are kept in sequences of their own.
+        whole_pictures: all rows of a picture are computed in one step.
     """
 
     slots: int
@@ -31,6 +32,7 @@ class Limits:
     divisible: bool = True
     can_slide: bool = True
     checkpoints: bool = False
+    whole_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,8 @@ class Work:
     """A request as batching sees it.
 
     Attributes:
-        prompt: 1 to ``context_tokens - 1`` token ids.
+        prompt: 1 to ``context_tokens - 1`` token ids, and places of pictures, see
+            `server.runner.pictures`.
         most_tokens: longest answer.
         keep: tokens at the start that stay when the context slides.
         slide: on a full context drop old tokens instead of ending.
@@ -115,7 +118,7 @@ Effect = Drop | Share | Slide | Save | Restore | Discard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Consecutive tokens of one request for the next step.
+    """Consecutive tokens of one request for the next step: text, or rows of one picture.
 
     Attributes:
         output: the last token's logits are wanted.

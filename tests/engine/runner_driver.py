@@ -39,7 +39,8 @@ class Driver:
     """One runner process; frames that arrive are sorted by request."""
 
     def __init__(
-        self, engine: EngineSettings | None = None, *, model: Path = DEMO, load: bool = True
+        self, engine: EngineSettings | None = None, *, model: Path = DEMO, load: bool = True,
+        projector: Path | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
@@ -60,7 +61,13 @@ class Driver:
         self._buffer = b""
         self._next = 1
         if load:
-            self.send(protocol.Load(model_path=str(model), settings=engine or settings()))
+            self.send(
+                protocol.Load(
+                    model_path=str(model),
+                    settings=engine or settings(),
+                    projector=str(projector or ""),
+                )
+            )
             self.until(lambda: self.ready is not None or self.failed is not None)
 
     def __enter__(self) -> Self:

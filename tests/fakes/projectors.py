@@ -1,0 +1,117 @@
+"""Projectors with random weights, in the form of LLaVA's: a small vision transformer and two layers.
+
+``write_projector(path, width=256)`` is one for a model of that embedding length; `png` makes pictures.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.gguf_writer import Tensor, write_gguf
+
+SIDE = 28
+PATCH = 14
+TOKENS = (SIDE // PATCH) ** 2
+"""Rows that a picture becomes."""
+
+_WIDTH = 32
+_HIDDEN = 64
+_BLOCKS = 2
+
+
+def write_projector(
+    path: Path, *, width: int = 256, seed: int = 1, metadata: dict[str, Any] | None = None
+) -> Path:
+    """A projector whose rows differ with the picture.
+
+    Args:
+        path: the file.
+        width: embedding length of the model it is for.
+        seed: of the weights.
+        metadata: keys in place of, or beside, the usual ones.
+    """
+    dice = random.Random(seed)
+
+    def filled(name: str, *shape: int, kind: str = "F32") -> Tensor:
+        count = 1
+        for length in shape:
+            count *= length
+        code = "f" if kind == "F32" else "e"
+        numbers = [dice.gauss(0.0, 0.3) for _ in range(count)]
+        return Tensor(name, shape, kind, data=struct.pack(f"<{count}{code}", *numbers))
+
+    def norm(name: str) -> list[Tensor]:
+        ones = struct.pack(f"<{_WIDTH}f", *([1.0] * _WIDTH))
+        return [
+            Tensor(f"{name}.weight", (_WIDTH,), "F32", data=ones),
+            Tensor(f"{name}.bias", (_WIDTH,), "F32", data=bytes(4 * _WIDTH)),
+        ]
+
+    tensors = [
+        filled("v.class_embd", _WIDTH),
+        filled("v.patch_embd.weight", PATCH, PATCH, 3, _WIDTH, kind="F16"),
+        filled("v.position_embd.weight", _WIDTH, TOKENS + 1, kind="F16"),
+        *norm("v.pre_ln"),
+        filled("mm.0.weight", _WIDTH, width, kind="F16"),
+        filled("mm.0.bias", width),
+        filled("mm.2.weight", width, width, kind="F16"),
+        filled("mm.2.bias", width),
+    ]
+    for block in range(_BLOCKS):
+        at = f"v.blk.{block}"
+        for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            tensors.append(filled(f"{at}.{part}.weight", _WIDTH, _WIDTH, kind="F16"))
+            tensors.append(filled(f"{at}.{part}.bias", _WIDTH))
+        tensors += [*norm(f"{at}.ln1"), *norm(f"{at}.ln2")]
+        tensors.append(filled(f"{at}.ffn_up.weight", _WIDTH, _HIDDEN, kind="F16"))
+        tensors.append(filled(f"{at}.ffn_up.bias", _HIDDEN))
+        tensors.append(filled(f"{at}.ffn_down.weight", _HIDDEN, _WIDTH, kind="F16"))
+        tensors.append(filled(f"{at}.ffn_down.bias", _WIDTH))
+    keys: dict[str, Any] = {
+        "general.type": "mmproj",
+        "general.architecture": "clip",
+        "general.file_type": 1,
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": "mlp",
+        "clip.use_gelu": True,
+        "clip.vision.image_size": SIDE,
+        "clip.vision.patch_size": PATCH,
+        "clip.vision.embedding_length": _WIDTH,
+        "clip.vision.feed_forward_length": _HIDDEN,
+        "clip.vision.projection_dim": width,
+        "clip.vision.block_count": _BLOCKS,
+        "clip.vision.attention.head_count": 2,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.image_mean": [0.5, 0.5, 0.5],
+        "clip.vision.image_std": [0.5, 0.5, 0.5],
+    }
+    return write_gguf(path, {**keys, **(metadata or {})}, tensors)
+
+
+def png(
+    pixel: Callable[[int, int], tuple[int, int, int]] | tuple[int, int, int],
+    width: int = SIDE,
+    height: int = SIDE,
+) -> bytes:
+    """A picture in one colour, or in one per pixel."""
+    rows = bytearray()
+    for y in range(height):
+        rows.append(0)
+        for x in range(width):
+            rows += bytes(pixel(x, y) if callable(pixel) else pixel)
+    return png_of(width, height, zlib.compress(bytes(rows)))
+
+
+def png_of(width: int, height: int, packed: bytes) -> bytes:
+    """A PNG file that says it has this size, whatever its data holds."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", size), (b"IDAT", packed), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
