@@ -3,6 +3,7 @@
 ProbeError
 ├── GgufError            a file is not the GGUF it claims to be
 ├── AdapterError         an adapter does not go with its model
+├── ProjectorError       a projector does not go with its model
 ├── EngineCheckError     the engine's child process crashed, hung or refused
 ├── DoesNotFitError      no candidate fits this machine
 └── QuantityError        a text is not a byte quantity
@@ -50,6 +51,10 @@ class GgufError(ProbeError):
 
 class AdapterError(ProbeError):
     """An adapter is none, or does not go with the model; the message names what differs."""
+
+
+class ProjectorError(ProbeError):
+    """A projector is none, or does not go with its model; the message names what differs."""
 
 
 class EngineCheckError(ProbeError):

@@ -49,6 +49,7 @@ from server.errors import (
     ServerError,
 )
 from server.generation import Gone, Outcome, complete
+from server.images import check_images
 from server.options import check_adapters, resolve_options, resolve_timeout
 from server.planner import Planner
 from server.prompt.gotemplate.prompt import PromptTemplate
@@ -191,7 +192,7 @@ class Answerer:
         model = self._find_for_chat(request.model)
         task = self._task(model, request, self._now_s())
         with self.admission.enter(), self._acquire(task, gone) as lease:
-            return len(self._prompt(task, lease).tokens)
+            return self._prompt(task, lease).length
 
     def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
         """The prompt a completion comes to. Raises as `render_chat`."""
@@ -340,7 +341,7 @@ class Answerer:
                 gone=gone,
                 outcome=outcome,
             )
-            yield from _announced(pieces, len(prompt.tokens)) if request.announced else pieces
+            yield from _announced(pieces, prompt.length) if request.announced else pieces
         lease.coroner.answered(mark)
         wants_context = isinstance(request, GenerateRequest) and not request.raw
         yield _finish(
@@ -384,8 +385,11 @@ def _check_generate(
     full_name = model.installed.name.full()
     if request.suffix and not model.can("insert") and inserting(model, template) is None:
         raise BadRequestError(f"{full_name} does not support insert")
-    if request.images:
+    if request.images and not model.can("vision"):
         raise BadRequestError(f"{full_name} does not support vision")
+    if request.images and request.suffix:
+        raise BadRequestError("images: expected none beside a suffix")
+    check_images(request.images)
 
 
 def _check_chat(request: ChatRequest, model: ServedModel) -> None:
@@ -394,8 +398,10 @@ def _check_chat(request: ChatRequest, model: ServedModel) -> None:
     full_name = model.installed.name.full()
     if request.tools and not model.can("tools"):
         raise BadRequestError(f"{full_name} does not support tools")
-    if any(message.images for message in request.messages):
+    images = tuple(image for message in request.messages for image in message.images)
+    if images and not model.can("vision"):
         raise BadRequestError(f"{full_name} does not support vision")
+    check_images(images)
 
 
 def _command(
@@ -408,6 +414,7 @@ def _command(
     return protocol.Generate(
         id=0,
         tokens=prompt.tokens,
+        images=prompt.images,
         sampling=task.sampling,
         truncate=task.request.truncate,
         shift=task.request.shift,

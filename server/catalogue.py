@@ -20,6 +20,7 @@ from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 from hwprobe.errors import GgufError
 from hwprobe.gguf import GgufArray, GgufHeader, model_profile, read_header
+from hwprobe.projector import sees
 from server.detection import detect_output
 from server.errors import (
     BadRequestError,
@@ -77,13 +78,24 @@ class ServedModel:
         if self.traits.embeds:
             return ("embedding",)
         has = self.template.capabilities | ({"insert"} if self.traits.fim else set())
-        return ("completion", *(name for name in ("tools", "insert", "thinking") if name in has))
+        has |= {"vision"} if self.projector is not None else set()
+        known = ("tools", "insert", "vision", "thinking")
+        return ("completion", *(name for name in known if name in has))
 
     @property
     def key(self) -> str:
-        """What a runner is shared by: the weights and the adapters."""
-        adapters = (path.name for path in self.installed.adapters)
-        return "+".join((self.installed.model_path.name, *adapters))
+        """What a runner is shared by: the weights, the adapters and the projector."""
+        eyes = () if self.projector is None else (self.projector,)
+        beside = (path.name for path in (*self.installed.adapters, *eyes))
+        return "+".join((self.installed.model_path.name, *beside))
+
+    @property
+    def projector(self) -> Path | None:
+        """What shows it images, if anything does; only the first of several is used."""
+        if not self.installed.projectors or self.traits.embeds:
+            return None
+        first = self.installed.projectors[0]
+        return first if _sees(first, self.installed.model_path) else None
 
     @property
     def ranks(self) -> bool:
@@ -166,14 +178,13 @@ def served(
     """
     try:
         traits = _traits(model.model_path)
+        for path in model.projectors[:1]:
+            _ = _sees(path, model.model_path)
         _ = model.profile  # read now, so that what uses it need not expect a damaged file
     except GgufError as error:
         raise LoadFailedError(f"{model.name.short()}: {error}") from error
     except OSError as error:
         raise LoadFailedError(f"{model.name.short()}: cannot be read: {error.strerror}") from error
-    if model.projectors:
-        # The engine child takes no projector yet, so the model is served for text only.
-        LOG.debug("%s: its projector is not used", model.name.short())
     template = _choice(model.model_path, model.template, go_templates)
     parser = _text(model.config, "parser")
     output = _output(model.model_path, model.template, go_templates, output_format, parser)
@@ -295,6 +306,12 @@ def _traits(model_path: Path) -> Traits:
         normalizes=_normalizes(header, architecture),
         size_label=_size_label(sum(tensor.element_count for tensor in header.tensors)),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _sees(projector: Path, model_path: Path) -> bool:
+    """Cached as `_traits`."""
+    return sees(read_header(projector), read_header(model_path))
 
 
 @functools.lru_cache(maxsize=256)

@@ -167,8 +167,27 @@ def _unpacked_bytes(packed: bytes, *, most: int) -> int:
 
 def _check_jpeg(data: bytes) -> ImageSize:
     size: ImageSize | None = None
-    at = 2
-    while True:
+    for marker, begin, end in _jpeg_segments(data):
+        if marker in _FRAMES:
+            size = _jpeg_size(data[begin:end])
+        elif marker == _END or marker in _OTHER_FRAMES:
+            raise BadRequestError("broken JPEG: it has no picture that can be decoded")
+    if size is None:
+        raise BadRequestError("broken JPEG: it has no size")
+    # Inside compressed data 0xFF is always followed by 0 or a restart marker.
+    finish = data.find(b"\xff\xd9", end)
+    if finish < 0:
+        raise BadRequestError("broken JPEG: it ends too early")
+    scans = 1 + data.count(b"\xff\xda", end, finish)
+    if scans > MOST_SCANS:
+        raise BadRequestError(f"expected at most {MOST_SCANS} scans in a JPEG, found {scans}")
+    return size
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Markers up to the first scan, and where their contents begin and end."""
+    at, marker = 2, 0
+    while marker not in (_SCAN, _END):
         if data[at : at + 1] != b"\xff":
             raise BadRequestError("broken JPEG: a marker is missing")
         while data[at : at + 1] == b"\xff":
@@ -179,26 +198,11 @@ def _check_jpeg(data: bytes) -> ImageSize:
         at += 1
         if marker in _STANDALONE:
             continue
-        if marker == _SCAN:
-            break
-        if marker == _END or marker in _OTHER_FRAMES:
-            raise BadRequestError("broken JPEG: it has no picture that can be decoded")
-        length = int.from_bytes(data[at : at + 2], "big")
-        if length < 2 or at + length > len(data):  # noqa: PLR2004 - the length counts itself
+        length = 2 if marker == _END else int.from_bytes(data[at : at + 2], "big")
+        if length < 2 or at + length > len(data) + (marker == _END) * 2:  # noqa: PLR2004 - itself
             raise BadRequestError("broken JPEG: it ends too early")
-        if marker in _FRAMES:
-            size = _jpeg_size(data[at + 2 : at + length])
+        yield marker, at + 2, at + length
         at += length
-    if size is None:
-        raise BadRequestError("broken JPEG: it has no size")
-    # Inside compressed data 0xFF is always followed by 0 or a restart marker.
-    end = data.find(b"\xff\xd9", at)
-    if end < 0:
-        raise BadRequestError("broken JPEG: it ends too early")
-    scans = 1 + data.count(b"\xff\xda", at, end)
-    if scans > MOST_SCANS:
-        raise BadRequestError(f"expected at most {MOST_SCANS} scans in a JPEG, found {scans}")
-    return size
 
 
 def _jpeg_size(frame: bytes) -> ImageSize:

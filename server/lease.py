@@ -42,9 +42,10 @@ class Demand:
 
     Attributes:
         name: for display, as ``ps`` shows it.
-        key: digest of the weights and the adapters; one runner serves one key.
+        key: digest of the weights, the adapters and the projector; one runner serves one key.
         model_path: the GGUF file.
         adapters: LoRA files and their scales.
+        projector: what shows it images; ``None`` without one.
         plan: places the model when so many bytes per pool are taken; raises
             `hwprobe.errors.DoesNotFitError`.
         wish: the same wish that ``plan`` places with.
@@ -58,6 +59,7 @@ class Demand:
     plan: Callable[[Mapping[str, int]], Placement]
     wish: Wish = field(default_factory=Wish)
     adapters: tuple[tuple[str, float], ...] = ()
+    projector: Path | None = None
     keep_alive_s: float | None = None
     pinned: bool = False
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from appliance.config import Config
 from hwprobe.adapter import adapted, check_adapter
 from hwprobe.engine import EngineRecords, checked_settings
-from hwprobe.errors import AdapterError, EngineCheckError, GgufError
+from hwprobe.errors import AdapterError, EngineCheckError, GgufError, ProjectorError
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.machine import Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
+from hwprobe.projector import check_projector, projected
 from hwprobe.settings import EngineSettings, KvType
 from server.catalogue import ServedModel
 from server.chat import LoadOptions
@@ -35,6 +36,9 @@ LOG = logging.getLogger("satchel.server")
 SNAPSHOT_AGE_S = 5.0
 """How old a snapshot of the machine may be while no model of ours is in memory. Taking one costs
 some milliseconds, with NVIDIA cards some tens."""
+
+LEAST_VISION_CONTEXT = 2048
+"""Tokens of context that a model with a projector has at least. Source: Ollama's scheduler."""
 
 _KV_TYPES: Mapping[str, KvType] = {"f16": "f16", "q8_0": "q8_0", "q4_0": "q4_0"}
 
@@ -116,7 +120,7 @@ class Planner:
             keep_alive_s: what the request says, if anything.
 
         Raises:
-            LoadFailedError: an adapter of the model does not go with it.
+            LoadFailedError: an adapter or the projector of the model does not go with it.
         """
         table = self._config.model(model.installed.name)
         server = self._config.server
@@ -130,6 +134,7 @@ class Planner:
             plan=lambda reserved: self._plan(profile, wish, reserved),
             model_path=model.installed.model_path,
             adapters=tuple((str(path), 1.0) for path in model.installed.adapters),
+            projector=model.projector,
             wish=wish,
             keep_alive_s=keep_alive_s,
         )
@@ -137,9 +142,12 @@ class Planner:
     def _wish(self, model: ServedModel, load: LoadOptions) -> Wish:
         table = self._config.model(model.installed.name)
         server = self._config.server
+        num_ctx = load.num_ctx
+        if num_ctx and model.projector is not None:
+            num_ctx = max(num_ctx, LEAST_VISION_CONTEXT)
         num_gpu = table.num_gpu if load.num_gpu is None else load.num_gpu
         return Wish(
-            num_ctx=load.num_ctx or table.context_length or server.context_length or None,
+            num_ctx=num_ctx or table.context_length or server.context_length or None,
             slots=table.num_parallel or server.num_parallel or None,
             kv_type=_KV_TYPES.get(table.kv_cache_type or server.kv_cache_type),
             num_gpu=None if num_gpu is None or num_gpu < 0 else num_gpu,
@@ -165,23 +173,28 @@ class Planner:
 
 
 def _profile(model: ServedModel) -> ModelProfile:
-    """What is to be placed: the model with its adapters."""
+    """What is to be placed: the model with its adapters and its projector."""
     installed = model.installed
-    if not installed.adapters:
+    if not installed.adapters and model.projector is None:
         return installed.profile
     try:
-        return _adapted(installed.model_path, installed.adapters)
-    except (AdapterError, GgufError) as error:
+        return _together(installed.model_path, installed.adapters, model.projector)
+    except (AdapterError, ProjectorError, GgufError) as error:
         raise LoadFailedError(f"{installed.name.short()}: {error}", hint=error.hint) from error
     except OSError as error:
         raise LoadFailedError(f"{installed.name.short()}: cannot be read") from error
 
 
 @functools.lru_cache(maxsize=64)
-def _adapted(model_path: Path, adapters: tuple[Path, ...]) -> ModelProfile:
+def _together(model_path: Path, adapters: tuple[Path, ...], projector: Path | None) -> ModelProfile:
     """Cached by path: a blob's path holds its digest, and blobs never change."""
     header = read_header(model_path)
     headers = [read_header(path) for path in adapters]
     for one in headers:
         check_adapter(one, header)
-    return adapted(model_profile(header), headers)
+    profile = adapted(model_profile(header), headers)
+    if projector is None:
+        return profile
+    eyes = read_header(projector)
+    check_projector(eyes, header)
+    return projected(profile, eyes)

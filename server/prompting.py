@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import functools
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwprobe.errors import GgufError
@@ -13,6 +16,7 @@ from server.catalogue import ServedModel
 from server.chat import ChatRequest, GenerateRequest, Message
 from server.conversation import PROMPT_TOO_LONG, assemble, fit
 from server.errors import BadRequestError, LoadFailedError
+from server.placing import Marks
 from server.prompt.gotemplate.messages import PromptInput
 from server.prompt.gotemplate.prompt import PromptTemplate
 from server.prompt.gotemplate.template import TemplateError
@@ -32,18 +36,66 @@ class Prompt:
     Attributes:
         text: as rendered, with the marks that guard control tokens; empty for
             fill-in-the-middle, which has no text form.
-        tokens: what the engine gets.
+        tokens: what the engine gets; -1 - N stands for image N.
+        images: files in base64.
+        extra: tokens that images take beyond one each.
         dropped: messages left out because the context is too small.
     """
 
     text: str
     tokens: tuple[int, ...]
+    images: tuple[str, ...] = ()
+    extra: int = 0
     dropped: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens, with those that images take."""
+        return len(self.tokens) + self.extra
 
     @property
     def shown(self) -> str:
         """The text as a person should see it."""
         return without_marks(self.text)
+
+
+class Album:
+    """The images of one request: where they stand, and how many tokens each takes.
+
+    Attributes:
+        marks: stand for them while the prompt is rendered.
+    """
+
+    def __init__(self, runner: Runner, images: Iterable[bytes]) -> None:
+        """Ask the runner how many tokens the images take.
+
+        Raises:
+            BadRequestError: one cannot be decoded.
+        """
+        self.marks = Marks(secrets.token_hex(16))
+        self._runner = runner
+        self._coded = {data: base64.b64encode(data).decode() for data in images}
+        sizes = runner.look(tuple(self._coded.values())) if self._coded else ()
+        self._sizes = dict(zip(self._coded, sizes, strict=True))
+
+    def prompt(self, text: str, images: tuple[bytes, ...], *, add_bos: bool = True) -> Prompt:
+        """The tokens of a rendered text; ``images`` by the numbers of their marks."""
+        if not images:
+            return Prompt(text=text, tokens=self._runner.tokenize(text, add_bos=add_bos))
+        tokens: list[int] = []
+        extra = 0
+        for index, part in enumerate(self.marks.split(text)):
+            if isinstance(part, int):
+                tokens.append(-1 - part)
+                extra += self._sizes[images[part]] - 1
+            else:
+                tokens += self._runner.tokenize(part, add_bos=add_bos and not index)
+        return Prompt(
+            text=self.marks.shown(text),
+            tokens=tuple(tokens),
+            images=tuple(self._coded[data] for data in images),
+            extra=extra,
+        )
 
 
 def chat_prompt(
@@ -69,19 +121,20 @@ def chat_prompt(
     installed = model.installed
     messages = assemble(request.messages, system=installed.system, opening=installed.messages)
     num_ctx = lease.settings.num_ctx
+    album = Album(lease.runner, (image for one in messages for image in one.images))
 
     def measure(kept: tuple[Message, ...]) -> Prompt:
+        placed, images = album.marks.place(kept)
         given = PromptInput(
-            messages=kept, tools=request.tools, think=think, style=model.template.style
+            messages=placed, tools=request.tools, think=think, style=model.template.style
         )
-        text = _render(model, given, today=today)
-        return Prompt(text=text, tokens=lease.runner.tokenize(text))
+        return album.prompt(_render(model, given, today=today), images)
 
     if request.truncate:
         prompt, dropped = fit(
-            messages, measure=measure, fits=lambda prompt: len(prompt.tokens) <= num_ctx
+            messages, measure=measure, fits=lambda prompt: prompt.length <= num_ctx
         )
-        prompt = Prompt(text=prompt.text, tokens=prompt.tokens, dropped=dropped)
+        prompt = replace(prompt, dropped=dropped)
     else:
         prompt = measure(messages)
     _refuse_overlong(prompt, num_ctx, cut=request.truncate and request.shift)
@@ -122,12 +175,16 @@ def generate_prompt(
     elif request.suffix and model.traits.fim is not None:
         prompt = _filled_in(request, model.traits.fim, runner)
     elif request.raw:
-        text = escape_marks(request.prompt)
-        prompt = Prompt(text=text, tokens=runner.tokenize(text))
+        album = Album(runner, request.images)
+        asked = Message(role="user", content=request.prompt, images=request.images)
+        (turn,), images = album.marks.place((asked,))
+        prompt = album.prompt(escape_marks(turn.content), images)
     else:
-        given = PromptInput(messages=_one_turn(request, model), think=think)
+        album = Album(runner, request.images)
+        messages, images = album.marks.place(_one_turn(request, model))
+        given = PromptInput(messages=messages, think=think)
         text = _render(model, given, template=template, today=today)
-        prompt = _behind(request.context, text, runner)
+        prompt = _behind(request.context, text, runner, album, images)
     _refuse_overlong(prompt, lease.settings.num_ctx, cut=request.truncate and request.shift)
     return prompt
 
@@ -149,21 +206,23 @@ def _filled_in(request: GenerateRequest, fim: tuple[int, int, int], runner: Runn
     return Prompt(text="", tokens=(*opening, prefix, *head, suffix, *tail, middle))
 
 
-def _behind(context: tuple[int, ...], text: str, runner: Runner) -> Prompt:
+def _behind(
+    context: tuple[int, ...], text: str, runner: Runner, album: Album, images: tuple[bytes, ...]
+) -> Prompt:
     """A text behind the tokens of earlier turns."""
     if not context:
-        return Prompt(text=text, tokens=runner.tokenize(text))
+        return album.prompt(text, images)
     _check_token_ids(context, runner.ready.n_vocab, field="context")
-    own = runner.tokenize(text, add_bos=False)
+    own = album.prompt(text, images, add_bos=False)
     before = escape_marks(runner.detokenize(context))
-    return Prompt(text=before + text, tokens=(*context, *own))
+    return replace(own, text=before + own.text, tokens=(*context, *own.tokens))
 
 
 def _one_turn(request: GenerateRequest, model: ServedModel) -> tuple[Message, ...]:
     """System, the model's opening messages unless the context holds them, and the prompt."""
     installed = model.installed
     return assemble(
-        (Message(role="user", content=request.prompt),),
+        (Message(role="user", content=request.prompt, images=request.images),),
         system=installed.system if request.system is None else request.system,
         opening=() if request.context else installed.messages,
     )
@@ -223,6 +282,9 @@ def _check_token_ids(tokens: tuple[int, ...], n_vocab: int, *, field: str) -> No
 
 
 def _refuse_overlong(prompt: Prompt, num_ctx: int, *, cut: bool) -> None:
-    """A prompt that leaves no room for a token is cut by the runner, if the client lets it."""
-    if len(prompt.tokens) >= num_ctx and not cut:
+    """A prompt that leaves no room for a token is cut by the runner, if the client lets it.
+
+    One with images is not cut.
+    """
+    if prompt.length >= num_ctx and (prompt.images or not cut):
         raise BadRequestError(PROMPT_TOO_LONG)

@@ -304,7 +304,10 @@ class Scheduler:
         self._refuse_at_the_end()
         runner = self._start_runner(
             protocol.Load(
-                model_path=str(demand.model_path), settings=settings, adapters=demand.adapters
+                model_path=str(demand.model_path),
+                settings=settings,
+                adapters=demand.adapters,
+                projector=str(demand.projector or ""),
             )
         )
         with self._changed:

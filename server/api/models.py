@@ -204,7 +204,7 @@ def _show(model: ServedModel, *, verbose: bool, system: str) -> Json:
         "details": details(model),
         "messages": [{"role": role, "content": text} for role, text in installed.messages],
         "model_info": header_values(installed.model_path, verbose=verbose),
-        "projector_info": {},
+        "projector_info": _projector_info(installed),
         "tensors": tensors(installed.model_path),
         "capabilities": list(model.capabilities),
         "modified_at": _modified_at(installed),
@@ -215,6 +215,12 @@ def _show(model: ServedModel, *, verbose: bool, system: str) -> Json:
         if not answer[absent]:
             del answer[absent]
     return answer
+
+
+def _projector_info(installed: InstalledModel) -> Json:
+    """The header of the projector, if there is one."""
+    first = installed.projectors[:1]
+    return header_values(first[0], verbose=False) if first else {}
 
 
 def parameter_lines(parameters: Mapping[str, Any]) -> str:

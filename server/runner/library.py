@@ -401,7 +401,7 @@ class Engine:
         )
 
     def _open_eyes(self, path: Path, settings: EngineSettings) -> Sight:
-        """On the GPU if one GPU holds the whole model: its memory is counted with the last layer."""
+        """On the GPU if one holds the whole model: it is counted with the last layer."""
         layers = int(LIB.llama_model_n_layer(self._model)) + 1
         return Sight(
             path,

@@ -363,10 +363,8 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
         if kind is Tokens:
             fields["pieces"] = tuple(fields["pieces"])
-        if "images" in fields:
-            fields["images"] = tuple(fields["images"])
-        if "tokens" in fields:
-            fields["tokens"] = tuple(fields["tokens"])
+        for name in fields.keys() & {"tokens", "images"}:
+            fields[name] = tuple(fields[name])
         return kind(**fields)
     except (ValueError, KeyError, TypeError) as error:
         # Neither the line nor what broke it is quoted: both can hold a prompt or an answer.

@@ -90,11 +90,8 @@ class Sight:
         if not self._context:
             raise _refused("the engine could not load the projector")
         try:
-            if not MTMD.mtmd_support_vision(self._context):
-                raise LoadFailedError("projector: expected one for images, found one for sound")
-            if MTMD.mtmd_decode_use_mrope(self._context):
-                raise LoadFailedError("projector: models with M-RoPE positions see no images here")
             self.causal = True
+            self._check()
             self._probe()
         except BaseException:
             self.close()
@@ -138,6 +135,12 @@ class Sight:
         if self._context:
             MTMD.mtmd_free(self._context)
         self._context = None
+
+    def _check(self) -> None:
+        if not MTMD.mtmd_support_vision(self._context):
+            raise LoadFailedError("projector: expected one for images, found one for sound")
+        if MTMD.mtmd_decode_use_mrope(self._context):
+            raise LoadFailedError("projector: models with M-RoPE positions see no images here")
 
     def _probe(self) -> None:
         grey = bytes([128]) * (3 * PROBE_SIDE * PROBE_SIDE)

@@ -39,7 +39,11 @@ class Driver:
     """One runner process; frames that arrive are sorted by request."""
 
     def __init__(
-        self, engine: EngineSettings | None = None, *, model: Path = DEMO, load: bool = True,
+        self,
+        engine: EngineSettings | None = None,
+        *,
+        model: Path = DEMO,
+        load: bool = True,
         projector: Path | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from server.runner import protocol
-from tests.engine.runner_driver import DEMO, Driver, settings
-from tests.fakes.projectors import SIDE, TOKENS, png, png_of, write_projector
+from tests.engine.runner_driver import Driver, settings
+from tests.fakes.projectors import TOKENS, png, write_projector
 
 pytestmark = pytest.mark.engine
 
@@ -54,4 +51,6 @@ def test_pictures_change_the_answer_and_the_same_one_does_not(projector: Path) -
         assert red.prompt_ids == prompt(driver)
         two, swapped = say(driver, RED, BLUE), say(driver, BLUE, RED)
         assert two.tokens != swapped.tokens
-        assert swapped.cached_tokens == blue.prompt_tokens - len(driver.tokenize(TAIL, add_bos=False))
+        assert swapped.cached_tokens == blue.prompt_tokens - len(
+            driver.tokenize(TAIL, add_bos=False)
+        )

@@ -1,6 +1,6 @@
-"""Projectors with random weights, in the form of LLaVA's: a small vision transformer and two layers.
+"""Projectors with random weights in LLaVA's form: a small vision transformer and two layers.
 
-``write_projector(path, width=256)`` is one for a model of that embedding length; `png` makes pictures.
+``write_projector(path, width=256)`` is one for a model of that width; `png` makes pictures.
 """
 
 from __future__ import annotations

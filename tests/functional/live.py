@@ -71,6 +71,7 @@ def put_model(
     texts: Mapping[str, str] | None = None,
     weights: bytes | None = None,
     adapter: bytes | None = None,
+    projector: bytes | None = None,
 ) -> None:
     """Install a tiny model.
 
@@ -82,6 +83,7 @@ def put_model(
         header: more header keys.
         texts: other layers by kind: ``system``, ``params``, ``template``, ``license`` and so on.
         adapter: a LoRA file, if any.
+        projector: a file that shows it images, if any.
         weights: a whole GGUF file to install instead; ``template`` and ``header`` do not count.
     """
     keys = {"general.name": name, **(header or {})}
@@ -92,6 +94,8 @@ def put_model(
     parts = {"model": weights} | {kind: text.encode() for kind, text in (texts or {}).items()}
     if adapter is not None:
         parts["adapter"] = adapter
+    if projector is not None:
+        parts["projector"] = projector
     with store.writing() as writer:
         layers = [
             Descriptor(media_type=LAYER_MEDIA + kind, digest=writer.put(data), size_bytes=len(data))

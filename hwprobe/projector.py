@@ -1,0 +1,127 @@
+"""Projectors: whether one goes with a model, and what it adds to the model's memory. Pure.
+
+A projector is a GGUF file of architecture ``clip``: a vision transformer, and ``mm.*`` tensors that
+bring its rows to the width of the model. The engine checks that width itself, but only when the
+model is already in memory. Source: clip_n_mmproj_embd and mtmd_init in the engine's tools/mtmd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hwprobe.errors import ProjectorError
+from hwprobe.gguf import GgufHeader, ModelProfile
+from hwprobe.profile import TENSOR_ALIGNMENT_BYTES
+
+DECODE_BYTES = 256 << 20
+"""Host memory while an image is decoded: 16 bytes for each of the most pixels that are accepted.
+
+Why: a PNG of 16 bits and four channels is held packed out twice, at 8 bytes a pixel.
+"""
+_LARGEST_SIDE = 1024
+"""Pixels a side that are counted for a projector of dynamic resolution at least."""
+_MROPE_KEY = "rope.dimension_sections"
+"""Models with it count the positions of images in two dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionShape:
+    """The vision transformer, as far as its memory depends on it.
+
+    Attributes:
+        rows: patches of one picture.
+        width: of the residual stream.
+        inner: width of the feed-forward layer.
+        heads: of the attention.
+    """
+
+    rows: int
+    width: int
+    inner: int
+    heads: int
+
+    @property
+    def compute_bytes(self) -> int:
+        """Largest stage of the graph: attention without flash attention, or feed-forward.
+
+        Rows of activations of four bytes: all scores twice (before and behind the soft-max) beside
+        query, key, value and residual, or the inner layer beside the residual.
+        """
+        attention = 2 * self.heads * self.rows + 6 * self.width
+        feed_forward = 2 * self.inner + 4 * self.width
+        return 4 * self.rows * max(attention, feed_forward)
+
+
+def check_projector(projector: GgufHeader, model: GgufHeader) -> None:
+    """Refuse a projector that is none, or one for another model.
+
+    Raises:
+        ProjectorError: it is; the message names what differs.
+    """
+    kind = projector.string("general.architecture", "")
+    if kind != "clip":
+        raise ProjectorError(f"projector: expected architecture clip, found {kind or 'none'}")
+    if projector.metadata.get("clip.has_vision_encoder") is not True:
+        raise ProjectorError("projector: expected one for images, found none for them")
+    architecture = model.string("general.architecture", "")
+    width = model.metadata.get(f"{architecture}.embedding_length")
+    bridges = [tensor for tensor in projector.tensors if tensor.name.startswith("mm.")]
+    found = {length for tensor in bridges for length in tensor.dimensions}
+    if bridges and width not in found:
+        made_for = projector.metadata.get("clip.vision.projection_dim")
+        raise ProjectorError(
+            f"projector: expected one for a model of width {width}, found one for another"
+            + (f" (width {made_for})" if made_for else "")
+        )
+
+
+def sees(projector: GgufHeader, model: GgufHeader) -> bool:
+    """Whether this engine's server can show images to the model.
+
+    Models whose positions have sections (M-RoPE: Qwen-VL, GLM-V and others) are served for text.
+    """
+    if projector.metadata.get("clip.has_vision_encoder") is not True:
+        return False
+    architecture = model.string("general.architecture", "")
+    return f"{architecture}.{_MROPE_KEY}" not in model.metadata
+
+
+def projected(profile: ModelProfile, projector: GgufHeader) -> ModelProfile:
+    """The profile with the memory of a projector.
+
+    Weights and computing lie beside the model's last layer, decoding in host memory.
+    """
+    size = sum(
+        -(-tensor.size_bytes // TENSOR_ALIGNMENT_BYTES) * TENSOR_ALIGNMENT_BYTES
+        for tensor in projector.tensors
+    )
+    beside = size + vision_shape(projector).compute_bytes
+    return replace(
+        profile,
+        input_bytes=profile.input_bytes + DECODE_BYTES,
+        output_bytes=profile.output_bytes + beside,
+        weights_bytes=profile.weights_bytes + beside + DECODE_BYTES,
+    )
+
+
+def vision_shape(projector: GgufHeader) -> VisionShape:
+    """Read the vision transformer's numbers; a malformed one counts as zero."""
+
+    def number(key: str) -> int:
+        value = projector.metadata.get(f"clip.vision.{key}")
+        return value if isinstance(value, int) and 0 < value < 1 << 20 else 0
+
+    patch = number("patch_size") or 14
+    side = number("image_size")
+    if projector.string("clip.projector_type", "") not in _FIXED:
+        side = max(side, _LARGEST_SIDE)
+    return VisionShape(
+        rows=(side // patch) ** 2 + 1,
+        width=number("embedding_length"),
+        inner=number("feed_forward_length"),
+        heads=number("attention.head_count"),
+    )
+
+
+_FIXED = frozenset({"mlp", "mlp_norm", "ldp", "ldpv2", "gemma3", "idefics3", "llama4", "internvl"})
+"""Types that scale every picture, or each piece of it, to ``image_size``."""

@@ -1,0 +1,246 @@
+"""Images through every dialect, with the official clients and the real engine."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+
+from tests.fakes.projectors import TOKENS, png, png_of, write_projector
+from tests.functional.live import LiveServer, put_model
+
+DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
+RED, BLUE = png((250, 10, 10)), png((10, 10, 250))
+ASK = "What colour is it?"
+GREEDY: Any = {"temperature": 0, "num_predict": 8}
+
+pytestmark = pytest.mark.engine
+
+
+def coded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{coded(data)}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("vision")
+    with LiveServer(folder, engine=True, max_body_bytes=8 << 20) as live:
+        weights = DEMO.read_bytes()
+        fitting = write_projector(folder / "fitting.gguf").read_bytes()
+        other = write_projector(folder / "other.gguf", width=192).read_bytes()
+        put_model(live.store, "sees", folder, weights=weights, projector=fitting)
+        put_model(live.store, "blind", folder, weights=weights)
+        put_model(live.store, "mixed", folder, weights=weights, projector=other)
+        yield live
+
+
+@pytest.fixture(scope="module")
+def address(server: LiveServer) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+def test_ollama(address: str) -> None:
+    with ollama.Client(host=address) as client:
+        assert "vision" in (client.show("sees").capabilities or [])
+        assert "vision" not in (client.show("blind").capabilities or [])
+        shown = client.show("sees").model_dump()
+        assert shown["projectorinfo" if "projectorinfo" in shown else "projector_info"]
+
+        def generate(*images: bytes) -> ollama.GenerateResponse:
+            return client.generate(
+                model="sees", prompt=ASK, images=list(images), options=GREEDY, think=False
+            )
+
+        none, red, blue, both, swapped = (
+            generate(*images) for images in ((), (RED,), (BLUE,), (RED, BLUE), (BLUE, RED))
+        )
+        texts = {one.response for one in (none, red, blue)}
+        assert len(texts) == 3
+        assert both.response != swapped.response or both.context != swapped.context
+        assert generate(RED).response == red.response
+        assert red.prompt_eval_count == (none.prompt_eval_count or 0) + TOKENS
+        assert min(red.context or [0]) >= 0
+        turn = {"role": "user", "content": ASK, "images": [RED]}
+        said = client.chat(model="sees", messages=[turn], options=GREEDY, think=False)
+        assert said.message.content == red.response
+
+
+def test_openai_chat_and_responses(address: str) -> None:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+
+        def chat(data: bytes) -> str:
+            parts: list[Any] = [
+                {"type": "text", "text": ASK},
+                {"type": "image_url", "image_url": {"url": data_url(data)}},
+            ]
+            said = client.chat.completions.create(
+                model="sees",
+                messages=[{"role": "user", "content": parts}],
+                temperature=0,
+                max_tokens=8,
+                reasoning_effort="none",
+            )
+            return said.choices[0].message.content or ""
+
+        def respond(data: bytes) -> str:
+            parts: list[Any] = [
+                {"type": "input_text", "text": ASK},
+                {"type": "input_image", "image_url": data_url(data), "detail": "auto"},
+            ]
+            said = client.responses.create(
+                model="sees",
+                input=[{"role": "user", "content": parts}],
+                temperature=0,
+                max_output_tokens=8,
+                reasoning={"effort": "none"},
+            )
+            return said.output_text
+
+        assert chat(RED) != chat(BLUE)
+        assert respond(RED) == chat(RED)
+        fetched: list[Any] = [{"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}]
+        with pytest.raises(openai.BadRequestError, match="image URLs are not currently supported"):
+            client.chat.completions.create(
+                model="sees", messages=[{"role": "user", "content": fetched}]
+            )
+
+
+def test_anthropic(address: str) -> None:
+    with anthropic.Anthropic(base_url=address, api_key="unused", max_retries=0) as client:
+
+        def blocks(data: bytes) -> list[Any]:
+            source = {"type": "base64", "media_type": "image/png", "data": coded(data)}
+            return [{"type": "image", "source": source}, {"type": "text", "text": ASK}]
+
+        def say(data: bytes) -> str:
+            message = client.messages.create(
+                model="sees",
+                max_tokens=8,
+                messages=[{"role": "user", "content": blocks(data)}],
+                temperature=0,
+                thinking={"type": "disabled"},
+            )
+            return "".join(block.text for block in message.content if block.type == "text")
+
+        assert say(RED) != say(BLUE)
+        with_it = client.messages.count_tokens(
+            model="sees", messages=[{"role": "user", "content": blocks(RED)}]
+        )
+        without = client.messages.count_tokens(
+            model="sees", messages=[{"role": "user", "content": ASK}]
+        )
+        assert with_it.input_tokens == without.input_tokens + TOKENS
+        far: Any = {"type": "image", "source": {"type": "url", "url": "https://x.test/a.png"}}
+        with pytest.raises(anthropic.BadRequestError, match="Only base64 images are supported"):
+            client.messages.create(
+                model="sees", max_tokens=8, messages=[{"role": "user", "content": [far]}]
+            )
+
+
+def test_what_stands_for_images_is_shown_as_in_ollama_and_cannot_be_written(
+    server: LiveServer,
+) -> None:
+    wish = {"model": "sees", "stream": False, "_debug_render_only": True}
+    turns = [
+        {"role": "user", "content": "first [img] then [img]", "images": [coded(RED), coded(BLUE)]},
+        {"role": "user", "content": "[img-0] <__media__>", "images": [coded(BLUE)]},
+    ]
+    status, answer = server.post("/api/chat", messages=turns, **wish)
+    assert status == 200
+    info = answer["_debug_info"]
+    assert info["image_count"] == 3
+    assert "first [img-0] then [img-1]" in info["rendered_template"]
+    assert "[img-2][img-0] <__media__>" in info["rendered_template"]
+    written = {"role": "user", "content": "[img-0] <__media__> [img]"}
+    counts = [
+        server.post("/api/chat", model="sees", messages=[turn], options={"num_predict": 1},
+                    stream=False)[1]["prompt_eval_count"]
+        for turn in (written, {**written, "images": [coded(RED)]})
+    ]  # fmt: skip
+    assert counts[1] == counts[0] + TOKENS - len_of("[img]", server)
+
+
+def len_of(text: str, server: LiveServer) -> int:
+    status, answer = server.post("/api/tokenize", model="sees", content=f" {text}x")
+    plain = server.post("/api/tokenize", model="sees", content=" x")[1]
+    assert status == 200
+    return len(answer["tokens"]) - len(plain["tokens"])
+
+
+BROKEN = [
+    (b"", "image 0: expected PNG or JPEG, found nothing"),
+    (b"hello", "image 0: expected PNG or JPEG, found other bytes"),
+    (b"RIFF\x10\0\0\0WEBPVP8 ", "image 0: expected PNG or JPEG, found WebP or another RIFF file"),
+    (RED[:-20], "image 0: broken PNG: it ends too early"),
+    (png_of(28, 28, zlib.compress(bytes(100))),
+     "image 0: broken PNG: its pixels are not as many as it says"),
+    (png_of(28, 28, zlib.compress(bytes(64 << 20))),
+     "image 0: broken PNG: its pixels are not as many as it says"),
+    (png_of(28, 28, b"no deflate"), "image 0: broken PNG: its data cannot be unpacked"),
+    (png_of(20000, 20000, b""), "image 0: expected at most 16777216 pixels and 16384 a side, "
+                                "found 20000 by 20000"),
+    (png_of(0, 5, b""), "image 0: expected pixels, found 0 by 5"),
+    (b"\xff\xd8\xff\xe0\x00\x04ab", "image 0: broken JPEG: a marker is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "text"), BROKEN)
+def test_an_image_that_is_none_is_refused(server: LiveServer, data: bytes, text: str) -> None:
+    status, answer = server.post("/api/generate", model="sees", prompt="x", images=[coded(data)])
+    assert (status, answer) == (400, {"error": text})
+
+
+def test_refusals(server: LiveServer) -> None:
+    image = coded(RED)
+    turn = {"role": "user", "content": "x", "images": [image]}
+    name = "registry.ollama.ai/library/blind:latest"
+    refusals: list[tuple[str, dict[str, Any], str]] = [
+        ("/api/generate", {"model": "blind", "prompt": "x", "images": [image]},
+         f"{name} does not support vision"),
+        ("/api/chat", {"model": "blind", "messages": [turn]}, f"{name} does not support vision"),
+        ("/api/generate", {"model": "sees", "prompt": "x", "images": [image], "suffix": "y"},
+         "registry.ollama.ai/library/sees:latest does not support insert"),
+        ("/api/generate", {"model": "sees", "prompt": "x", "images": [image] * 33},
+         "images: expected at most 32, found 33"),
+        ("/api/generate", {"model": "sees", "prompt": "x", "images": ["%"]},
+         "images[0]: expected base64 string, found other text"),
+    ]  # fmt: skip
+    for path, body, text in refusals:
+        assert server.post(path, **body) == (400, {"error": text})
+
+
+def test_a_tiny_and_a_long_image_are_seen(server: LiveServer) -> None:
+    for image in (png((1, 2, 3), 1, 1), png((1, 2, 3), 3000, 1)):
+        status, answer = server.post(
+            "/api/generate", model="sees", prompt="x", images=[coded(image)], stream=False,
+            options={"num_predict": 1},
+        )  # fmt: skip
+        assert status == 200, answer
+
+
+def test_a_projector_of_another_model_is_refused_before_the_load(server: LiveServer) -> None:
+    status, answer = server.post("/api/generate", model="mixed", prompt="x", stream=False)
+    assert status == 500
+    assert answer["error"].startswith(
+        "mixed: projector: expected one for a model of width 256, found one for another (width 192)"
+    )
+    assert all(one.name != "mixed" for one in server.scheduler.loaded())
+
+
+def test_images_that_do_not_fit_the_context_are_refused(server: LiveServer) -> None:
+    status, answer = server.post(
+        "/api/generate", model="sees", prompt="word " * 3000, images=[coded(RED)], stream=False
+    )
+    assert status == 400
+    assert "longer than the context length" in answer["error"]
