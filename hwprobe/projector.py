@@ -32,24 +32,19 @@ class VisionShape:
         rows: patches of one picture.
         width: of the residual stream.
         inner: width of the feed-forward layer.
-        heads: of the attention.
     """
 
     rows: int
     width: int
     inner: int
-    heads: int
 
     @property
     def compute_bytes(self) -> int:
-        """Largest stage of the graph: attention without flash attention, or feed-forward.
+        """Largest stage of the graph, with flash attention, in rows of activations of four bytes.
 
-        Rows of activations of four bytes: all scores twice (before and behind the soft-max) beside
-        query, key, value and residual, or the inner layer beside the residual.
+        Measured with widths of 768 to 1152 and 257 to 4097 rows: the engine plans 0.7 of it.
         """
-        attention = 2 * self.heads * self.rows + 6 * self.width
-        feed_forward = 2 * self.inner + 4 * self.width
-        return 4 * self.rows * max(attention, feed_forward)
+        return 4 * self.rows * (2 * self.inner + 4 * self.width)
 
 
 def check_projector(projector: GgufHeader, model: GgufHeader) -> None:
@@ -119,7 +114,6 @@ def vision_shape(projector: GgufHeader) -> VisionShape:
         rows=(side // patch) ** 2 + 1,
         width=number("embedding_length"),
         inner=number("feed_forward_length"),
-        heads=number("attention.head_count"),
     )
 
 

@@ -84,6 +84,7 @@ class Sight:
         params.use_gpu = use_gpu
         params.print_timings = False
         params.n_threads = threads
+        params.flash_attn_type = LIB.LLAMA_FLASH_ATTN_TYPE_ENABLED  # the estimate counts on it
         params.warmup = True  # reserves the memory now, so that it is told with the load
         LOG.last_errors()
         self._context = MTMD.mtmd_init_from_file(str(path).encode(), model, params)
