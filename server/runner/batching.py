@@ -337,7 +337,7 @@ class Batching:
         """
         run = self.running[request]
         known = max(0, min(position, len(run.held.tokens) - 1))
-        known = self._whole(run.held.tokens, known)
+        known = self._uncut(run.held.tokens, known)
         if not self.limits.divisible and position != run.evaluated:
             known, run.robbed = 0, True
         self._set_evaluated(run, known)
@@ -388,7 +388,9 @@ class Batching:
 
     def _outside(self, scope: str, prompt: tuple[int, ...]) -> tuple[Saved | None, int]:
         """The state outside the cache that has most of a prompt, and how much."""
-        return self.saved.find(scope, prompt[:-1], whole=self._whole)
+        saved, known = self.saved.find(scope, prompt[:-1], whole=self._whole)
+        uncut = self._uncut(prompt, known)
+        return (None, 0) if self._whole and uncut < known else (saved, uncut)
 
     @property
     def _whole(self) -> bool:
@@ -563,7 +565,7 @@ class Batching:
                 held = owner if isinstance(owner, Held) else owner.held
                 size = self.cells.length(sequence)
                 known = min(self._common(held, length, wanted), held.exact)
-                common = self._whole(prompt, min(known, size))
+                common = self._uncut(prompt, min(known, size))
                 whole = self.limits.divisible or common == size
                 if common > best[1] and whole and resumable(sequence, common):
                     best = (held, common)
@@ -581,7 +583,7 @@ class Batching:
                 run = self._owners[sequence]
                 if isinstance(run, Held) or run.parked or run.order >= before:
                     continue
-                common = self._whole(prompt, min(length, run.held.exact))
+                common = self._uncut(prompt, min(length, run.held.exact))
                 if common > max(best[1], run.evaluated):
                     best = (run, common)
         return best
@@ -659,7 +661,7 @@ class Batching:
             return stretch(tokens, begin, len(tokens)) - begin
         return stretch(tokens, begin, begin + count) - begin
 
-    def _whole(self, tokens: Sequence[int], length: int) -> int:
+    def _uncut(self, tokens: Sequence[int], length: int) -> int:
         """A length that cuts through no picture, where that matters."""
         return before_picture(tokens, length) if self.limits.whole_pictures else length
 

@@ -26,8 +26,8 @@ from server.runner.proposing import MOST_PROPOSED, Proposer
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
 from server.runner.saved import SavedStates
-from server.runner.states import States
 from server.runner.sight import Picture
+from server.runner.states import States
 from server.runner.turns import Scales, Turns
 from server.runner.work import (
     Chunk,
