@@ -58,6 +58,7 @@ class Engine:
         }
         self.shape = Shape(**{**fields, **changes})
         self.scales: tuple[float, ...] = ()
+        self.sight = None
         self.prefill_rate = 1000.0
         self.vocabulary = SimpleNamespace(
             piece=lambda token: b"%d " % token,
