@@ -344,6 +344,7 @@ def _finish(request: PackRequest, manifest: Manifest, sink: Sink, progress: Prog
     _write_roots(request)
     fsio.atomic_write(directory / "oci-layout", OCI_LAYOUT)
     fsio.atomic_write(directory / "index.json", write_oci(manifest, sink))
+    fsio.remove_leftovers(request.out / README_NAME)
     fsio.atomic_write(request.out / README_NAME, _README)
     for path in (sink.directory, sink.directory.parent, directory, directory.parent):
         fsio.fsync_dir(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Final, NoReturn
@@ -40,6 +41,21 @@ def fsync_dir(path: Path) -> None:
         # File systems without directory fsync (some FUSE ones) say EINVAL: nothing to be done.
         if error.errno != errno.EINVAL:
             raise_io(error, path)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `atomic_write` to this path whose process was killed.
+
+    Raises:
+        MediumError: they cannot be removed.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+{re.escape(_TEMPORARY)}")
+    try:
+        for entry in list(path.parent.iterdir()):
+            if pattern.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
+    except OSError as error:
+        raise_io(error, path)
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:

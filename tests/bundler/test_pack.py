@@ -389,6 +389,18 @@ def test_a_pack_killed_at_any_moment_leaves_no_finished_bundle(tmp_path: Path) -
         assert files_of(tmp_path / "stick") == honest
 
 
+def test_what_a_killed_pack_left_beside_the_readme_goes(tmp_path: Path) -> None:
+    medium = tmp_path / "stick"
+    medium.mkdir()
+    (medium / ".SATCHEL-README.txt.4711.part").write_text("half")
+    (medium / ".SATCHEL-README.txt.mine.part").write_text("somebody's")
+    run(request_for(tmp_path))
+    assert sorted(path.name for path in medium.iterdir() if path.is_file()) == [
+        ".SATCHEL-README.txt.mine.part",
+        "SATCHEL-README.txt",
+    ]
+
+
 @pytest.mark.faults
 def test_a_medium_that_fills_up_while_writing_is_left_clean(tmp_path: Path) -> None:
     """The free space is checked first, but another program may take it meanwhile."""
