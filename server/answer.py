@@ -18,15 +18,16 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.calling import answer_constraint, output_stream
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.chat import (
     ChatRequest,
     Chunk,
+    Conformity,
     Constraint,
     FaultChunk,
     FinishChunk,
@@ -36,8 +37,10 @@ from server.chat import (
     RequestOptions,
     SamplingOptions,
     StartChunk,
+    TextChunk,
     Usage,
 )
+from server.conformance.check import conformity, is_to_be_checked
 from server.deadline import Deadline
 from server.errors import (
     BadRequestError,
@@ -50,7 +53,7 @@ from server.errors import (
 )
 from server.generation import Gone, Outcome, complete
 from server.images import check_images
-from server.options import check_adapters, resolve_options, resolve_timeout
+from server.options import check_adapters, resolve_constraint, resolve_options, resolve_timeout
 from server.planner import Planner
 from server.prompt.gotemplate.prompt import PromptTemplate
 from server.prompting import Prompt, chat_prompt, generate_prompt, inserting
@@ -226,6 +229,8 @@ class Answerer:
             BadRequestError: the model cannot do what is asked, an option is wrong, or the
                 request's template is malformed.
         """
+        wanted = resolve_constraint(request.constraint, request.options)
+        request = replace(request, constraint=wanted)
         template = None
         if isinstance(request, GenerateRequest):
             _check_raw(request)
@@ -326,6 +331,7 @@ class Answerer:
             lambda text, *, special: runner.tokenize(text, add_bos=False, parse_special=special),
         )
         command = _command(task, prompt, constraint, isolated=self._isolated)
+        said: list[str] = []
         mark = lease.coroner.mark(lease.key, command)
         with lease.coroner.watching(
             lease.runner.pid,
@@ -341,6 +347,8 @@ class Answerer:
                 gone=gone,
                 outcome=outcome,
             )
+            if is_to_be_checked(command.constraint):
+                pieces = _heard(pieces, said)
             yield from _announced(pieces, prompt.length) if request.announced else pieces
         lease.coroner.answered(mark)
         wants_context = isinstance(request, GenerateRequest) and not request.raw
@@ -349,6 +357,7 @@ class Answerer:
             load_s=lease.load_s,
             total_s=self._now_s() - task.started_s,
             with_context=wants_context,
+            fits=_conformity(command.constraint, outcome, said),
         )
 
 
@@ -370,6 +379,25 @@ def _announced(pieces: Generator[Piece, None, None], prompt_tokens: int) -> Chun
         if first is not None:
             yield first
             yield from pieces
+
+
+def _heard(pieces: Generator[Piece, None, None], said: list[str]) -> Generator[Piece, None, None]:
+    """Pass pieces on and keep their visible text."""
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            if isinstance(piece, TextChunk):
+                said.append(piece.text)
+            yield piece
+
+
+def _conformity(
+    constraint: Constraint | None, outcome: Outcome, said: Sequence[str]
+) -> Conformity | None:
+    """Check what was said, where keywords of its schema were left out."""
+    relaxed = outcome.row.relaxed if outcome.row is not None else ()
+    if constraint is None or not relaxed or not is_to_be_checked(constraint):
+        return None
+    return conformity(constraint.source, "".join(said), relaxed)
 
 
 def _check_raw(request: GenerateRequest) -> None:
@@ -425,7 +453,14 @@ def _command(
     )
 
 
-def _finish(outcome: Outcome, *, load_s: float, total_s: float, with_context: bool) -> FinishChunk:
+def _finish(
+    outcome: Outcome,
+    *,
+    load_s: float,
+    total_s: float,
+    with_context: bool,
+    fits: Conformity | None,
+) -> FinishChunk:
     row = outcome.row
     assert row is not None
     usage = Usage(
@@ -439,7 +474,7 @@ def _finish(outcome: Outcome, *, load_s: float, total_s: float, with_context: bo
         total_s=total_s,
     )
     context = (*row.prompt_ids, *outcome.generated) if with_context else ()
-    return FinishChunk(reason=outcome.reason, usage=usage, context=context)
+    return FinishChunk(reason=outcome.reason, usage=usage, context=context, conformity=fits)
 
 
 def crashed(error: RunnerCrashedError) -> RunnerCrashedError:

@@ -270,6 +270,21 @@ class ToolCallChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conformity:
+    """Whether an answer fits a schema that was enforced in part.
+
+    Attributes:
+        relaxed: keywords that were not enforced.
+        valid: whether the answer fits all the same; ``None`` where that was not found out.
+        error: where it does not, and which keyword says so; empty where it does.
+    """
+
+    relaxed: tuple[str, ...]
+    valid: bool | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinishChunk:
     """The end of an answer, exactly one per request that did not fault.
 
@@ -277,12 +292,14 @@ class FinishChunk:
         reason: why it ended.
         usage: what it cost.
         context: tokens of prompt and answer, for the deprecated ``context`` field.
+        conformity: of an answer whose schema was enforced in part, else ``None``.
     """
 
     kind: Literal["finish"] = "finish"
     reason: FinishReason
     usage: Usage
     context: tuple[int, ...] = ()
+    conformity: Conformity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

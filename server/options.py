@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from server.chat import LoadOptions, SamplingOptions
+from server.chat import Constraint, ConstraintKind, LoadOptions, SamplingOptions
 from server.errors import BadRequestError
 
 Kind = Literal["integer", "float32", "boolean", "array", "bias", "lora"]
@@ -80,6 +80,12 @@ REQUEST_TIMEOUT = "request_timeout"
 
 _TIMEOUT = Rule(kind="float32", at_least=0, positive=True)
 
+GRAMMARS: Mapping[str, ConstraintKind] = {"grammar": "gbnf", "lark": "lark", "regex": "regex"}
+"""What an answer may look like. Ours; a request's alone. ``grammar`` is llama-server's."""
+
+STRICT_FORMAT = "strict_format"
+"""A schema that cannot be enforced in full is refused. Ours; a request's alone."""
+
 UNUSED = frozenset(
     {
         "draft_num_predict",
@@ -133,6 +139,32 @@ def resolve_timeout(request: Mapping[str, Any]) -> float | None:
     """
     value = request.get(REQUEST_TIMEOUT)
     return None if value is None else float(_number(REQUEST_TIMEOUT, _TIMEOUT, value))
+
+
+def resolve_constraint(
+    constraint: Constraint | None, request: Mapping[str, Any]
+) -> Constraint | None:
+    """What an answer may look like: by a field of the request, or by its options.
+
+    Raises:
+        BadRequestError: two things say it, or an option has the wrong type.
+    """
+    strict = _read(STRICT_FORMAT, Rule(kind="boolean"), request.get(STRICT_FORMAT) or False)
+    given = [constraint] if constraint is not None else []
+    names = ["format"] if given else []
+    for name, kind in GRAMMARS.items():
+        source = request.get(name)
+        if source is None or source == "":
+            continue
+        if not isinstance(source, str):
+            raise BadRequestError(f'option "{name}" must be of type string')
+        given.append(Constraint(kind=kind, source=source))
+        names.append(name)
+    if len(given) > 1:
+        raise BadRequestError(f"expected one of {' and '.join(names)}, found {len(given)}")
+    if not given:
+        return None
+    return replace(given[0], strict=given[0].strict or strict)
 
 
 def _read(name: str, rule: Rule, value: Any) -> Any:

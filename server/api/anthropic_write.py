@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, assert_never
 
-from server.api.delivery import WholeAnswer
+from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import SSE_TYPE, json_bytes, named_event
 from server.chat import (
     Chunk,
@@ -88,6 +88,7 @@ class AnthropicWriter:
         return self._message(_usage(answer.finish.usage)) | {
             "content": content,
             "stop_reason": self._stop_reason(answer.finish.reason),
+            **schema_check(answer.finish),
         }
 
     def _events(self, chunk: Chunk) -> Iterator[Json]:
@@ -163,6 +164,7 @@ class AnthropicWriter:
             "type": "message_delta",
             "delta": {"stop_reason": self._stop_reason(finish.reason), "stop_sequence": None},
             "usage": _usage(finish.usage),
+            **schema_check(finish),
         }
         yield {"type": "message_stop"}
 

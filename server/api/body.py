@@ -154,10 +154,10 @@ class Fields:
         )
 
 
-def with_lora(fields: Fields) -> Mapping[str, Any]:
-    """The options of a request, with ``lora`` that llama-server's clients send beside them."""
-    options = fields.object("options").values
-    return {**options, "lora": fields.values["lora"]} if fields.has("lora") else options
+def own_options(fields: Fields) -> Mapping[str, Any]:
+    """The options of a request, with what llama-server's clients send beside them."""
+    beside = {name: fields.values[name] for name in ("grammar", "lora") if fields.has(name)}
+    return {**fields.object("options").values, **beside}
 
 
 def whole_number(value: object) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import falcon
 
-from server.api.delivery import Chunks, Gone, WholeAnswer, as_error, gather
+from server.api.delivery import Chunks, Gone, WholeAnswer, as_error, gather, tell_conformity
 from server.api.framing import JSON_TYPE, json_bytes
 from server.chat import Chunk, FaultChunk, FinishChunk
 from server.errors import ClientGoneError, ServerError
@@ -177,6 +177,7 @@ def deliver_choices(
         finally:
             several.close()
         resp.content_type = JSON_TYPE
+        tell_conformity(resp, answers)
         resp.data = json_bytes(writer.whole(answers))
         return
     first = next(several)

@@ -9,19 +9,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from server.api.body import Fields, type_name
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import MOST_TOP_LOGPROBS, token_ids
-from server.api.openai_parse import sampling_options
+from server.api.openai_parse import answer_count, repeated, sampling_options
 from server.chat import GenerateRequest
 from server.errors import BadRequestError
-
-MOST_ANSWERS = 128
-"""Answers to one prompt, as OpenAI has it."""
 
 MOST_REQUESTS = 2048
 """Answers of one request, over all prompts: as many as OpenAI takes prompts."""
@@ -65,8 +61,8 @@ def parse_completion(fields: Fields) -> Completion:
     stream = fields.boolean("stream", default=False)
     echo = fields.boolean("echo", default=False)
     logprobs = _logprobs(fields)
-    n = _count(fields, "n", 1)
-    best_of = _count(fields, "best_of", n)
+    n = answer_count(fields, "n", 1)
+    best_of = answer_count(fields, "best_of", n)
     if best_of < n:
         raise BadRequestError(f"best_of: expected at least n, which is {n}, found {best_of}")
     if best_of > n and stream:
@@ -85,7 +81,7 @@ def parse_completion(fields: Fields) -> Completion:
     if echo and any(prompt.tokens for prompt in prompts):
         raise BadRequestError("echo: expected a text prompt, found token ids")
     return Completion(
-        requests=tuple(one for prompt in prompts for one in _again(prompt, best_of)),
+        requests=tuple(one for prompt in prompts for one in repeated(prompt, best_of)),
         n=n,
         best_of=best_of,
         logprobs=logprobs is not None,
@@ -139,22 +135,6 @@ def _of_tokens(value: list[Any], shared: GenerateRequest, *, at: str) -> Generat
     if shared.suffix:
         raise BadRequestError("suffix: expected a text prompt, found token ids")
     return replace(shared, tokens=token_ids(value, at=at), raw=True)
-
-
-def _again(request: GenerateRequest, times: int) -> Iterator[GenerateRequest]:
-    """The same request with seeds that follow each other, where it has one."""
-    seed = request.options.get("seed")
-    counted = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    for time in range(times):
-        own = {"seed": seed + time} if counted and isinstance(seed, int) else {}
-        yield replace(request, options={**request.options, **own})
-
-
-def _count(fields: Fields, name: str, default: int) -> int:
-    count = fields.integer(name, default)
-    if not 1 <= count <= MOST_ANSWERS:
-        raise BadRequestError(f"{name}: expected 1 to {MOST_ANSWERS}, found {count}")
-    return count
 
 
 def _logprobs(fields: Fields) -> int | None:

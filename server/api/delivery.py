@@ -9,8 +9,9 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +35,9 @@ from server.chat import (
 from server.errors import ClientGoneError, ServerError
 
 LOG = logging.getLogger("satchel.server")
+
+SCHEMA_HEADER = "X-Schema-Check"
+"""Of answers that are not streamed."""
 
 Chunks = Generator[Chunk, None, None]
 Gone = Callable[[], bool]
@@ -96,7 +100,25 @@ def deliver(resp: falcon.Response, chunks: Chunks, writer: Writer, *, stream: bo
     finally:
         chunks.close()
     resp.content_type = JSON_TYPE
+    tell_conformity(resp, (answer,))
     resp.data = json_bytes(writer.whole(answer))
+
+
+def schema_check(finish: FinishChunk) -> dict[str, Any]:
+    """The field ``schema_check`` of what ends an answer; nothing where there is nothing to say."""
+    fits = finish.conformity
+    if fits is None:
+        return {}
+    told: dict[str, Any] = {"relaxed": list(fits.relaxed), "valid": fits.valid}
+    return {"schema_check": told | ({"error": fits.error} if fits.error else {})}
+
+
+def tell_conformity(resp: falcon.Response, answers: Sequence[WholeAnswer]) -> None:
+    """Put into a header what the bodies say of schemas that were enforced in part."""
+    told = [schema_check(answer.finish).get("schema_check") for answer in answers]
+    if any(told):
+        # JSON in ASCII: a client's keywords must not write headers of their own.
+        resp.set_header(SCHEMA_HEADER, json.dumps(told[0] if len(told) == 1 else told))
 
 
 def gather(first: Chunk | None, rest: Iterable[Chunk]) -> WholeAnswer:

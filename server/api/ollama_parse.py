@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.body import Fields, with_lora
+from server.api.body import Fields, own_options
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.chat import ChatRequest, Constraint, GenerateRequest, Message, Tool, ToolCall
@@ -79,7 +79,7 @@ def parse_top_logprobs(*, wanted: bool, top: int) -> int | None:
 def _shared(fields: Fields) -> dict[str, Any]:
     return {
         "model": fields.string("model"),
-        "options": with_lora(fields),
+        "options": own_options(fields),
         "keep_alive_s": parse_keep_alive(fields.values.get("keep_alive")),
         "stream": fields.boolean("stream", default=True),
         "constraint": _format(fields.values.get("format")),

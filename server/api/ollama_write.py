@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, assert_never
 
-from server.api.delivery import WholeAnswer
+from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import NDJSON_TYPE, nanoseconds, ndjson_line, utc_timestamp
 from server.chat import (
     Chunk,
@@ -136,7 +136,7 @@ def _ending(chunk: FinishChunk) -> Json:
         ending["context"] = list(chunk.context)
     if chunk.reason in {FinishReason.LOAD, FinishReason.UNLOAD}:
         return ending
-    return ending | _metrics(chunk.usage)
+    return ending | _metrics(chunk.usage) | schema_check(chunk)
 
 
 def _metrics(usage: Usage) -> Json:

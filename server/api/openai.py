@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ import falcon
 
 from server.answer import Answerer
 from server.api.body import read_object
-from server.api.delivery import client_gone, deliver
+from server.api.choices import deliver_choices
+from server.api.delivery import client_gone
 from server.api.framing import JSON_TYPE, NS_PER_S, json_bytes
 from server.api.guard import asked_by
 from server.api.openai_parse import parse_chat_completion
@@ -37,10 +39,16 @@ class ChatCompletions:
             id=f"chatcmpl-{secrets.token_hex(12)}",
             model=parsed.request.model,
             created_s=self._now_ns() // NS_PER_S,
+            n=len(parsed.requests),
             include_usage=parsed.include_usage,
         )
-        chunks = self._answerer.chat(asked_by(req, parsed.request), client_gone(req))
-        deliver(resp, chunks, writer, stream=parsed.request.stream)
+        deliver_choices(
+            resp,
+            [functools.partial(self._answerer.chat, asked_by(req, one)) for one in parsed.requests],
+            writer,
+            gone=client_gone(req),
+            stream=parsed.request.stream,
+        )
 
 
 class Models:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from server.api.body import Fields, decode_base64, with_lora
+from server.api.body import Fields, decode_base64, own_options
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_tool, parse_top_logprobs
 from server.api.tool_choice import openai_choice
-from server.chat import ChatRequest, Constraint, JsonObject, Message, ToolCall
+from server.chat import (
+    ChatRequest,
+    Constraint,
+    ConstraintKind,
+    JsonObject,
+    Message,
+    RequestOptions,
+    ToolCall,
+)
 from server.errors import BadRequestError
 
 _EFFORT: Mapping[str, bool | str] = {
@@ -32,18 +40,35 @@ _EFFORT: Mapping[str, bool | str] = {
 }
 _EFFORT_NAMES = '"high", "medium", "low", "max", or "none"'
 _IMAGE = re.compile(r"data:(?:image/(?:jpeg|jpg|png|webp))?;base64,")
+_SYNTAXES: Mapping[str, ConstraintKind] = {"gbnf": "gbnf", "lark": "lark", "regex": "regex"}
 MOST_BIAS = 100
 """Of a token, up or down. Source: OpenAI's API reference, ``logit_bias``."""
 
 _PASSED_ON = ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias")
 
 
+MOST_ANSWERS = 128
+"""Answers to one prompt, as OpenAI has it."""
+
+Request = TypeVar("Request", bound=RequestOptions)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCompletion:
-    """A parsed body: the request, and whether the stream ends with a usage chunk."""
+    """A parsed body.
 
-    request: ChatRequest
+    Attributes:
+        requests: one for each answer; they differ in their seeds at most.
+        include_usage: the stream ends with a usage chunk.
+    """
+
+    requests: tuple[ChatRequest, ...]
     include_usage: bool
+
+    @property
+    def request(self) -> ChatRequest:
+        """What all answers have in common."""
+        return self.requests[0]
 
 
 def parse_chat_completion(fields: Fields) -> ChatCompletion:
@@ -72,7 +97,29 @@ def parse_chat_completion(fields: Fields) -> ChatCompletion:
         ),
     )
     usage = fields.object("stream_options").boolean("include_usage", default=False)
-    return ChatCompletion(request=request, include_usage=usage)
+    requests = tuple(repeated(request, answer_count(fields, "n", 1)))
+    return ChatCompletion(requests=requests, include_usage=usage)
+
+
+def answer_count(fields: Fields, name: str, default: int) -> int:
+    """How many answers to make.
+
+    Raises:
+        BadRequestError: too many, or none.
+    """
+    count = fields.integer(name, default)
+    if not 1 <= count <= MOST_ANSWERS:
+        raise BadRequestError(f"{name}: expected 1 to {MOST_ANSWERS}, found {count}")
+    return count
+
+
+def repeated(request: Request, times: int) -> Iterator[Request]:
+    """The same request with seeds that follow each other, where it has one."""
+    seed = request.options.get("seed")
+    counted = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    for time in range(times):
+        own = {"seed": seed + time} if counted and isinstance(seed, int) else {}
+        yield replace(request, options={**request.options, **own})
 
 
 def sampling_options(fields: Fields, *, token_limits: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +129,7 @@ def sampling_options(fields: Fields, *, token_limits: Sequence[str]) -> dict[str
         fields: the body.
         token_limits: names of the limit of generated tokens; the last one that is there counts.
     """
-    options = dict(with_lora(fields))
+    options = dict(own_options(fields))
     for name in _PASSED_ON:
         if fields.has(name):
             options[name] = fields.values[name]
@@ -134,10 +181,41 @@ def _response_format(fields: Fields) -> Constraint | None:
         case "json_object":
             return Constraint(kind="json")
         case "json_schema":
-            schema = fields.object("json_schema").object("schema").values
-            return Constraint(kind="json_schema", source=json_bytes(schema).decode())
+            return schema_constraint(fields.object("json_schema"))
+        case "grammar" | "regex":
+            return grammar_constraint(fields)
         case _:
             return None
+
+
+def schema_constraint(fields: Fields) -> Constraint:
+    """The object that holds ``schema`` and ``strict``."""
+    source = json_bytes(fields.object("schema").values).decode()
+    strict = fields.boolean("strict", default=False)
+    return Constraint(kind="json_schema", source=source, strict=strict)
+
+
+def grammar_constraint(fields: Fields) -> Constraint:
+    """``{"type": "grammar", "syntax", "definition"}``, or ``{"type": "regex", "pattern"}``.
+
+    The first has OpenAI's words for the grammars of custom tools; ours is ``gbnf``. ``grammar`` in
+    place of ``definition`` is GBNF, as other servers have it.
+
+    Raises:
+        BadRequestError: the syntax is none of these, or there is no text.
+    """
+    syntax, name = "regex", "pattern"
+    if fields.string("type") == "grammar":
+        name = "grammar" if fields.has("grammar") else "definition"
+        syntax = "gbnf" if fields.has("grammar") else fields.string("syntax", "gbnf")
+    kind = _SYNTAXES.get(syntax)
+    if kind is None:
+        at = fields.path("syntax")
+        raise BadRequestError(f"{at}: expected gbnf, lark or regex, found {syntax:.40}")
+    source = fields.string(name)
+    if not source:
+        raise BadRequestError(f"{fields.path(name)}: expected a text, found nothing")
+    return Constraint(kind=kind, source=source)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:

@@ -43,6 +43,7 @@ _NATIVE: Fields = supported(
     format={"anyOf": [one_of("json", ""), OBJECT]},
     keep_alive=KEEP_ALIVE,
     options=NATIVE_OPTIONS,
+    grammar=STRING,
     think={"anyOf": [BOOLEAN, one_of("low", "medium", "high", "max")]},
     truncate=BOOLEAN,
     shift=BOOLEAN,

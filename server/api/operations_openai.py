@@ -37,6 +37,7 @@ SAMPLING: Fields = supported(
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     },
     options=NATIVE_OPTIONS,
+    grammar=STRING,
     keep_alive=KEEP_ALIVE,
 )
 _STOP: Json = {"anyOf": [STRING, STRINGS]}
@@ -44,6 +45,12 @@ _STREAM: Fields = supported(
     model=STRING, stream=BOOLEAN, stream_options=record(include_usage=BOOLEAN)
 )
 _SCHEMA: Json = record(name=STRING, schema=OBJECT, strict=BOOLEAN)
+_GRAMMAR: Json = {
+    "syntax": one_of("gbnf", "lark", "regex"),
+    "definition": STRING,
+    "grammar": STRING,
+    "pattern": STRING,
+}
 _EFFORT: Json = one_of("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _CALLED: Json = record(("name", "arguments"), name=STRING, arguments=STRING)
 _CHAT_MESSAGE: Json = record(
@@ -105,9 +112,12 @@ _CHAT: Fields = {
         messages=array(_CHAT_MESSAGE),
         max_tokens=INTEGER,
         max_completion_tokens=INTEGER,
+        n={"type": "integer", "minimum": 1, "maximum": 128},
         stop=_STOP,
         response_format=record(
-            type=one_of("text", "json_object", "json_schema"), json_schema=_SCHEMA
+            type=one_of("text", "json_object", "json_schema", "grammar", "regex"),
+            json_schema=_SCHEMA,
+            **_GRAMMAR,
         ),
         tools=array(TOOL),
         tool_choice=_CHOICE,
@@ -118,7 +128,6 @@ _CHAT: Fields = {
         top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
     ),
     **ignored(
-        "n",
         "user",
         "metadata",
         "store",
@@ -190,7 +199,12 @@ OPENAI = (
                 stream=BOOLEAN,
                 max_output_tokens=INTEGER,
                 text=record(
-                    format=record(type=one_of("text", "json_object", "json_schema"), schema=OBJECT)
+                    format=record(
+                        type=one_of("text", "json_object", "json_schema", "grammar", "regex"),
+                        schema=OBJECT,
+                        strict=BOOLEAN,
+                        **_GRAMMAR,
+                    )
                 ),
                 tools=array(
                     record(

@@ -15,10 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.api.body import Fields
-from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_top_logprobs
-from server.api.openai_parse import image_bytes, parse_effort, sampling_options
+from server.api.openai_parse import (
+    grammar_constraint,
+    image_bytes,
+    parse_effort,
+    sampling_options,
+    schema_constraint,
+)
 from server.api.tool_choice import openai_choice
 from server.chat import ChatRequest, Constraint, JsonObject, Message, Tool, ToolCall
 from server.errors import BadRequestError, ForbiddenError
@@ -117,14 +122,13 @@ def _constraint(wanted: Fields) -> Constraint | None:
         case "json_object":
             return Constraint(kind="json")
         case "json_schema":
-            schema = wanted.object("schema").values
-            strict = wanted.boolean("strict", default=False)
-            source = json_bytes(schema).decode()
-            return Constraint(kind="json_schema", source=source, strict=strict)
+            return schema_constraint(wanted)
+        case "grammar" | "regex":
+            return grammar_constraint(wanted)
         case "" | "text":
             return None
         case other:
-            expected = "text, json_object or json_schema"
+            expected = "text, json_object, json_schema, grammar or regex"
             raise BadRequestError(f"{wanted.path('type')}: expected {expected}, found {other}")
 
 

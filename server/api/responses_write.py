@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
-from server.api.delivery import WholeAnswer
+from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import SSE_TYPE, json_bytes, named_event
 from server.api.ollama_write import logprob_record
 from server.chat import (
@@ -270,6 +270,7 @@ class ResponsesWriter:
             body = self._response("completed")
             body["completed_at"] = self._now_s()
         body["usage"] = _usage(finish.usage)
+        body |= schema_check(finish)
         return body
 
     def _response(self, status: str) -> Json:

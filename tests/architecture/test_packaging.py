@@ -23,6 +23,8 @@ OWNERS = {
     "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "llguidance": {"server.runner.grammar"},
+    "jsonschema": {"server.conformance.__main__"},
+    "jsonschema_specifications": {"server.conformance.__main__"},
     "gguf": {"bundler.convert.writing"},
     "safetensors": {"bundler.convert.tensors"},
     "huggingface_hub": {"bundler.source.hub"},

@@ -43,6 +43,21 @@ def parse(**values: Any) -> ChatRequest:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
+        ({"n": 0}, "n: expected 1 to 128, found 0"),
+        ({"n": 129}, "n: expected 1 to 128, found 129"),
+        ({"n": "2"}, "n: expected integer, found string"),
+        (
+            {"response_format": {"type": "grammar", "syntax": "peg", "definition": "x"}},
+            "response_format.syntax: expected gbnf, lark or regex, found peg",
+        ),
+        (
+            {"response_format": {"type": "grammar"}},
+            "response_format.definition: expected a text, found nothing",
+        ),
+        (
+            {"response_format": {"type": "regex"}},
+            "response_format.pattern: expected a text, found nothing",
+        ),
         ({"messages": []}, "[] is too short - 'messages'"),
         ({"messages": None}, "[] is too short - 'messages'"),
         ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>"),
@@ -193,6 +208,56 @@ def test_formats_are_translated() -> None:
     assert parse(response_format=wrapped).constraint == bound
 
 
+def test_strict_schema_is_strict() -> None:
+    schema = {"name": "n", "schema": {"type": "object"}, "strict": True}
+    bound = Constraint(kind="json_schema", source='{"type":"object"}', strict=True)
+    form = {"type": "json_schema", "json_schema": schema}
+    assert parse(response_format=form).constraint == bound
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ({"type": "regex", "pattern": "x"}, "regex"),
+        ({"type": "grammar", "grammar": "x"}, "gbnf"),
+        ({"type": "grammar", "definition": "x"}, "gbnf"),
+        ({"type": "grammar", "syntax": "lark", "definition": "x"}, "lark"),
+        ({"type": "grammar", "syntax": "regex", "definition": "x"}, "regex"),
+    ],
+)
+def test_grammars_are_constraints(form: dict[str, Any], kind: Any) -> None:
+    assert parse(response_format=form).constraint == Constraint(kind=kind, source="x")
+
+
+def test_answers_have_seeds_of_their_own() -> None:
+    body = {"model": "m", "messages": [HI], "seed": 7, "n": 3}
+    asked = parse_chat_completion(Fields(values=body)).requests
+    assert [one.options["seed"] for one in asked] == [7, 8, 9]
+
+
+def test_choices_are_told_apart_and_their_prompt_counts_once() -> None:
+    out = OpenAiWriter(id="c", model="m", created_s=7, n=2, include_usage=True)
+    usage = Usage(prompt_tokens=5, completion_tokens=2)
+    finish = FinishChunk(reason=FinishReason.STOP, usage=usage)
+    cached = replace(finish, usage=replace(usage, cached_tokens=4))
+    told: list[tuple[int, Chunk]] = [
+        (1, TextChunk(text="a")), (0, TextChunk(text="b")), (1, finish), (0, cached),
+    ]  # fmt: skip
+    data = b"".join(record for index, chunk in told for record in out.write(index, chunk))
+    lines = (data + b"".join(out.end())).decode().strip().split("\n\n")
+    *choices, last = (json.loads(line.removeprefix("data: ")) for line in lines[:-1])
+    seen = [(one["index"], one["delta"]) for event in choices for one in event["choices"]]
+    assert seen == [
+        (1, {"role": "assistant", "content": "a"}),
+        (0, {"role": "assistant", "content": "b"}),
+        (1, {}),
+        (0, {}),
+    ]
+    assert last["usage"]["prompt_tokens"] == 5
+    assert last["usage"]["completion_tokens"] == 4
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
 def test_parts_are_put_together() -> None:
     content = [
         {"type": "text", "text": "a"},
@@ -239,7 +304,13 @@ WIRE_USAGE = {
 
 def events(*chunks: Chunk, include_usage: bool = False) -> list[Any]:
     out = OpenAiWriter(id="chatcmpl-1", model="m", created_s=7, include_usage=include_usage)
-    data = b"".join(record for chunk in chunks for record in out.write(chunk))
+    data = b"".join(
+        record
+        for chunk in chunks
+        for record in (out.fault(chunk) if isinstance(chunk, FaultChunk) else out.write(0, chunk))
+    )
+    if not isinstance(chunks[-1], FaultChunk):
+        data += b"".join(out.end())
     lines = data.decode().split("\n\n")
     assert lines.pop() == ""
     assert all(line.startswith("data: ") for line in lines)
@@ -360,7 +431,7 @@ def test_whole_answer_holds_everything() -> None:
     entry = TokenLogprob(token="c", token_bytes=b"c", logprob=-0.5)
     chunks = (ThinkingChunk(text="t"), TextChunk(text="c", logprobs=(entry,)), CALL, FINISH)
     out = OpenAiWriter(id="chatcmpl-1", model="m", created_s=7)
-    body = out.whole(gather(chunks[0], chunks[1:]))
+    body = out.whole([gather(chunks[0], chunks[1:])])
     (choice,) = body["choices"]
     assert body["object"] == "chat.completion"
     assert body["usage"] == WIRE_USAGE

@@ -74,7 +74,7 @@ def said(*parts: dict[str, Any]) -> dict[str, Any]:
          "tools[0].type: expected function, found file_search"),
         ({"tools": [{"type": "function"}]}, "tools[0].name: expected string, found nothing"),
         ({"text": {"format": {"type": "xml"}}},
-         "text.format.type: expected text, json_object or json_schema, found xml"),
+         "text.format.type: expected text, json_object, json_schema, grammar or regex, found xml"),
         ({"truncation": "some"}, "truncation: expected auto or disabled, found some"),
         ({"reasoning": {"effort": "hard"}},
          'invalid reasoning value: "hard" (must be "high", "medium", "low", "max", or "none")'),

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.chat import LoadOptions, SamplingOptions
+from server.chat import Constraint, LoadOptions, SamplingOptions
 from server.errors import BadRequestError
-from server.options import OPTIONS, UNUSED, resolve_options
+from server.options import OPTIONS, UNUSED, resolve_constraint, resolve_options
 
 
 def sampling(**request: Any) -> SamplingOptions:
@@ -120,3 +121,30 @@ def test_any_options_are_taken_or_refused(request: dict[str, Any]) -> None:
         return
     assert -1 <= options.seed < (1 << 32)
     assert load.num_ctx is None or load.num_ctx >= 4
+
+
+class TestConstraintOfOptions:
+    @pytest.mark.parametrize(
+        ("constraint", "options", "text"),
+        [
+            (None, {"grammar": 3}, 'option "grammar" must be of type string'),
+            (None, {"strict_format": "yes"}, 'option "strict_format" must be of type boolean'),
+            (None, {"grammar": "a", "lark": "b"}, "expected one of grammar and lark, found 2"),
+            (Constraint(kind="json"), {"regex": "a"}, "expected one of format and regex, found 2"),
+        ],
+    )
+    def test_wrong_options_are_refused(
+        self, constraint: Constraint | None, options: dict[str, Any], text: str
+    ) -> None:
+        with pytest.raises(BadRequestError) as refused:
+            resolve_constraint(constraint, options)
+        assert str(refused.value) == text
+
+    def test_options_bind(self) -> None:
+        assert resolve_constraint(None, {}) is None
+        assert resolve_constraint(None, {"grammar": "", "strict_format": True}) is None
+        assert resolve_constraint(None, {"grammar": "a"}) == Constraint(kind="gbnf", source="a")
+        assert resolve_constraint(None, {"regex": "a"}) == Constraint(kind="regex", source="a")
+        schema = Constraint(kind="json_schema", source="{}")
+        assert resolve_constraint(schema, {"grammar": None}) == schema
+        assert resolve_constraint(schema, {"strict_format": True}) == replace(schema, strict=True)

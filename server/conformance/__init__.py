@@ -1,0 +1,1 @@
+"""Whether an answer fits a schema that the grammar enforced in part."""
