@@ -60,12 +60,20 @@ class Message:
 class SamplingOptions:
     """How tokens are chosen. Defaults are Ollama's (server options, August 2026).
 
+    Those of DRY, XTC and top-n-sigma are llama-server's.
+
     Attributes:
         seed: -1 draws one at random.
         num_predict: most tokens to generate; negative means ten times the context.
         num_keep: prompt tokens kept when the context is shifted.
         stop: texts that end the answer; they are not part of it.
         mirostat: 0 off, 1 or 2; tau and eta belong to it.
+        dry_multiplier: of the penalty for repeating a sequence; 0 turns it off. It grows by
+            ``dry_base`` with each token beyond ``dry_allowed_length``, and looks at the last
+            ``dry_penalty_last_n`` tokens (-1: the context) since one of the breakers.
+        xtc_probability: how often all but the last token over ``xtc_threshold`` are left out.
+        top_n_sigma: tokens more standard deviations below the likeliest are left out; 0 and less
+            keep all.
         speculate: tokens may be computed before it is known that they come.
         logit_bias: pairs of token id and bias added to its logit.
         lora: pairs of an adapter's number and its scale; adapters that are not named count 0.
@@ -84,6 +92,14 @@ class SamplingOptions:
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    top_n_sigma: float = -1.0
     seed: int = -1
     num_predict: int = -1
     num_keep: int = 4

@@ -65,6 +65,14 @@ OPTIONS: Mapping[str, Rule] = {
     "mirostat": Rule(kind="integer", at_least=0, at_most=2),
     "mirostat_tau": Rule(kind="float32"),
     "mirostat_eta": Rule(kind="float32"),
+    "dry_multiplier": Rule(kind="float32", at_least=0),
+    "dry_base": Rule(kind="float32", at_least=1),
+    "dry_allowed_length": Rule(kind="integer", at_least=0),
+    "dry_penalty_last_n": Rule(kind="integer", at_least=-1),
+    "dry_sequence_breakers": Rule(kind="array"),
+    "xtc_probability": Rule(kind="float32", at_least=0, at_most=1),
+    "xtc_threshold": Rule(kind="float32", at_least=0, at_most=1),
+    "top_n_sigma": Rule(kind="float32"),
     "stop": Rule(kind="array"),
     "logit_bias": Rule(kind="bias"),
     "lora": Rule(kind="lora"),
@@ -72,7 +80,7 @@ OPTIONS: Mapping[str, Rule] = {
 }
 """Every option that has an effect.
 
-``logit_bias``, ``lora``, ``speculate`` and mirostat are ours.
+``logit_bias``, ``lora``, ``speculate``, DRY, XTC, top-n-sigma and mirostat are ours.
 """
 
 REQUEST_TIMEOUT = "request_timeout"

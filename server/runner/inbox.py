@@ -15,7 +15,8 @@ from server.runner.gate import Gate
 from server.runner.turns import Scales
 from server.runner.work import Work
 
-if TYPE_CHECKING:  # it loads the engine
+if TYPE_CHECKING:  # they load the engine
+    from server.runner.chain import Dry
     from server.runner.sight import Picture
 
 PATIENCE_S = 0.06
@@ -31,6 +32,7 @@ class Arrival:
         relaxed: what of its schema the grammar does not enforce.
         adapters: the scale of each adapter.
         pictures: those its prompt has places for, by their keys.
+        dry: the sampler against repeated sequences, where it is wanted.
     """
 
     work: Work
@@ -40,6 +42,7 @@ class Arrival:
     relaxed: tuple[str, ...] = ()
     adapters: Scales = ()
     pictures: Mapping[int, Picture] = field(default_factory=dict)
+    dry: Dry | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,7 @@ class Loop:
                     context_tokens=shape.context_tokens,
                     prompt=arrival.work.prompt,
                     gate=arrival.gate,
+                    dry=arrival.dry,
                 ),
                 pieces=vocabulary,
                 proposer=Proposer(only_tokens(arrival.work.prompt))

@@ -348,12 +348,7 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
             )
             fields["adapters"] = tuple((path, scale) for path, scale in fields["adapters"])
         elif kind is Generate:
-            sampling = fields["sampling"]
-            sampling["stop"] = tuple(sampling["stop"])
-            sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
-            if sampling["lora"] is not None:
-                sampling["lora"] = tuple((number, scale) for number, scale in sampling["lora"])
-            fields["sampling"] = SamplingOptions(**sampling)
+            fields["sampling"] = _sampling(fields["sampling"])
             if fields["constraint"] is not None:
                 fields["constraint"] = _constraint(fields["constraint"])
         elif kind is Embed:
@@ -371,6 +366,15 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
         raise RunnerCrashedError(
             f"broken line of {len(line)} bytes between server and runner: {type(error).__name__}"
         ) from None
+
+
+def _sampling(fields: dict[str, Any]) -> SamplingOptions:
+    for name in ("stop", "dry_sequence_breakers"):
+        fields[name] = tuple(fields[name])
+    fields["logit_bias"] = tuple((token, bias) for token, bias in fields["logit_bias"])
+    if fields["lora"] is not None:
+        fields["lora"] = tuple((number, scale) for number, scale in fields["lora"])
+    return SamplingOptions(**fields)
 
 
 def _constraint(fields: dict[str, Any]) -> Constraint:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import sampling
-from server.runner.chain import Candidates, Chain
+from server.runner.chain import Candidates, Chain, Dry
 from server.runner.gate import Gate
 from server.runner.pictures import only_tokens
 
@@ -38,6 +38,7 @@ class Sampler:
         context_tokens: int,
         prompt: Sequence[int],
         gate: Gate | None = None,
+        dry: Dry | None = None,
     ) -> None:
         """Make the chain and show it the end of the prompt.
 
@@ -48,6 +49,7 @@ class Sampler:
             context_tokens: most tokens a penalty may look back.
             prompt: token ids before the answer.
             gate: what may be said; closed with the sampler.
+            dry: needed where the options turn DRY on.
         """
         self._options = options
         self._size = vocabulary_size
@@ -64,8 +66,12 @@ class Sampler:
                 context_tokens=context_tokens,
             ),
             bias=sampling.merged_bias(options),
+            dry=dry,
         )
-        for token in only_tokens(prompt)[-last:] if self._recent.maxlen else ():
+        look_back = max(
+            self._recent.maxlen or 0, sampling.dry_tokens(options, context_tokens=context_tokens)
+        )
+        for token in only_tokens(prompt)[-look_back:] if look_back else ():
             self._remember(token)
 
     def sample(self, row: Row) -> int:
@@ -104,7 +110,8 @@ class Sampler:
         if not np.isfinite(row.max()):
             raise EngineRefusedError("the model computed no usable probabilities")
         changed = {*self._recent, *self._biased}
-        if not changed and sampling.is_greedy(self._options):
+        greedy = sampling.is_greedy(self._options) and not self._options.dry_multiplier
+        if not changed and greedy:
             return int(row.argmax())
         needed = sampling.candidates_needed(self._options, len(changed), vocabulary_size=self._size)
         if needed is None:

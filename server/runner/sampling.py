@@ -1,8 +1,8 @@
 """How options become a chain of samplers, and what can be computed beside it. Pure.
 
-The chain's order is llama.cpp's: bias, penalties, top-k, typical, top-p, min-p, temperature, and
-the draw. It runs on all tokens of the vocabulary, or on the few that can pass its top-k step:
-the result is the same, the cost is not.
+The chain's order is llama.cpp's: bias, penalties, DRY, top-n-sigma, top-k, typical, top-p, min-p,
+XTC, temperature, and the draw. It runs on all tokens of the vocabulary, or on the few that can
+pass its top-k step: the result is the same, the cost is not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ Step = tuple[str | int | float, ...]
 
 MIROSTAT_M = 100
 """Tokens that mirostat 1 estimates the distribution from. Source: llama.cpp common/sampling.cpp."""
+
+MOST_BREAKERS = 16
+"""Why: each is looked for in the whole vocabulary."""
+
+MOST_BREAKER_BYTES = 40
+"""The engine cuts longer ones, in the middle of a character maybe. Source: llama-sampler.cpp."""
 
 _SEED_MASK = 0xFFFFFFFF
 """Seeds are unsigned 32 bit; this very value tells the engine to draw one itself."""
@@ -48,6 +54,11 @@ def check_options(options: SamplingOptions, *, vocabulary_size: int) -> None:
         "frequency_penalty": options.frequency_penalty,
         "mirostat_tau": options.mirostat_tau,
         "mirostat_eta": options.mirostat_eta,
+        "dry_multiplier": options.dry_multiplier,
+        "dry_base": options.dry_base,
+        "xtc_probability": options.xtc_probability,
+        "xtc_threshold": options.xtc_threshold,
+        "top_n_sigma": options.top_n_sigma,
     }
     for name, value in numbers.items():
         if not math.isfinite(value):
@@ -58,6 +69,7 @@ def check_options(options: SamplingOptions, *, vocabulary_size: int) -> None:
         )
     if options.mirostat not in (0, 1, 2):
         raise EngineRefusedError(f"mirostat: expected 0, 1 or 2, found {options.mirostat}")
+    _check_breakers(options.dry_sequence_breakers)
     for token, bias in options.logit_bias:
         if not 0 <= token < vocabulary_size:
             raise EngineRefusedError(
@@ -65,6 +77,18 @@ def check_options(options: SamplingOptions, *, vocabulary_size: int) -> None:
             )
         if math.isnan(bias) or bias == math.inf:
             raise EngineRefusedError(f"logit_bias: expected finite numbers, found {bias}")
+
+
+def _check_breakers(breakers: tuple[str, ...]) -> None:
+    if len(breakers) > MOST_BREAKERS:
+        raise EngineRefusedError(
+            f"dry_sequence_breakers: expected at most {MOST_BREAKERS}, found {len(breakers)}"
+        )
+    for breaker in breakers:
+        if "\0" in breaker or len(breaker.encode("utf-8", "replace")) > MOST_BREAKER_BYTES:
+            raise EngineRefusedError(
+                f"dry_sequence_breakers: expected at most {MOST_BREAKER_BYTES} bytes, none of zero"
+            )
 
 
 def draw_seed(seed: int) -> int:
@@ -84,6 +108,14 @@ def merged_bias(options: SamplingOptions) -> tuple[tuple[int, float], ...]:
     for token, bias in options.logit_bias:
         total[token] = total.get(token, 0.0) + bias
     return tuple(total.items())
+
+
+def dry_tokens(options: SamplingOptions, *, context_tokens: int) -> int:
+    """How many of the last tokens DRY looks at; 0 where it is off."""
+    last = options.dry_penalty_last_n
+    if not options.dry_multiplier:
+        return 0
+    return context_tokens if last < 0 else min(last, context_tokens)
 
 
 def is_penalizing(options: SamplingOptions) -> bool:
@@ -112,6 +144,8 @@ def chain(
             options.presence_penalty,
         )
         steps.append(("penalties", vocabulary_size, last, *penalties))
+    if dry_tokens(options, context_tokens=context_tokens):
+        steps.append(("dry",))
     if is_greedy(options):
         return [*steps, ("greedy",)]
     if options.mirostat == 1:
@@ -124,12 +158,18 @@ def chain(
     if options.mirostat:
         mirostat_2 = ("mirostat_v2", seed, options.mirostat_tau, options.mirostat_eta)
         return [*steps, ("temp", options.temperature), mirostat_2]
-    return [
-        *steps,
+    if options.top_n_sigma > 0:
+        steps.append(("top_n_sigma", options.top_n_sigma))
+    steps += [
         ("top_k", min(max(options.top_k, 0), vocabulary_size)),
         ("typical", options.typical_p, 0),
         ("top_p", options.top_p, 0),
         ("min_p", options.min_p, 0),
+    ]
+    if options.xtc_probability:
+        steps.append(("xtc", options.xtc_probability, options.xtc_threshold, 0, seed))
+    return [
+        *steps,
         ("temp", options.temperature),
         ("dist", seed),
     ]
@@ -145,8 +185,10 @@ def candidates_needed(
         changed: tokens whose logits bias or penalties change; they are seen in any case.
         vocabulary_size: tokens there are.
     """
-    if options.mirostat and not is_greedy(options):
-        return None
+    if options.dry_multiplier:
+        return None  # it can change the logits of any token
+    if (options.mirostat or options.top_n_sigma > 0) and not is_greedy(options):
+        return None  # these look at all of them
     first = 1 if is_greedy(options) else options.top_k
     needed = first + changed
     if first < 1 or needed * _BLOCKS_PER_CANDIDATE > vocabulary_size:

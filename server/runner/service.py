@@ -16,8 +16,10 @@ import threading
 import time
 from pathlib import Path
 
+from server.chat import SamplingOptions
 from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
+from server.runner.chain import Dry
 from server.runner.gate import Gate
 from server.runner.grammar import Compiler
 from server.runner.inbox import PATIENCE_S, Arrival, Inbox
@@ -28,7 +30,7 @@ from server.runner.native import tell_aborts
 from server.runner.pictures import only_tokens
 from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
-from server.runner.sampling import check_options
+from server.runner.sampling import check_options, dry_tokens
 from server.runner.seeing import longest_step_s, looked, put_images, see
 from server.runner.texts import pieces_of, prepare_texts, tokenized
 from server.runner.turns import scales_of
@@ -191,7 +193,7 @@ class Service:
         try:
             if isinstance(command, protocol.Embed):
                 inbox.put(prepare_texts(engine, command))
-            elif command.constraint is not None and self._preparing is not None:
+            elif self._preparing is not None and _takes_time(command):
                 self._preparing.submit(command)
             else:
                 inbox.put(prepare(engine, command))
@@ -279,7 +281,17 @@ def prepare(
         gate=gate,
         relaxed=relaxed,
         pictures={picture.key: picture for one in seen for picture in one.pictures},
+        dry=_dry(engine, sampling),
     )
+
+
+def _takes_time(command: protocol.Generate) -> bool:
+    return command.constraint is not None or command.sampling.dry_multiplier != 0
+
+
+def _dry(engine: Engine, options: SamplingOptions) -> Dry | None:
+    last = dry_tokens(options, context_tokens=engine.shape.context_tokens)
+    return Dry(engine.vocabulary, options, last_tokens=last) if last else None
 
 
 def _sendable(text: str) -> str:

@@ -31,6 +31,17 @@ class TestOptionsAreRefused:
             ({"temperature": math.nan}, "temperature: expected a finite number, found nan"),
             ({"top_p": math.inf}, "top_p: expected a finite number, found inf"),
             ({"repeat_penalty": 0.0}, "repeat_penalty: expected more than 0, found 0.0"),
+            ({"dry_base": math.nan}, "dry_base: expected a finite number, found nan"),
+            ({"dry_multiplier": math.inf}, "dry_multiplier: expected a finite number, found inf"),
+            ({"xtc_probability": math.nan}, "xtc_probability: expected a finite number"),
+            ({"xtc_threshold": math.nan}, "xtc_threshold: expected a finite number"),
+            ({"top_n_sigma": math.inf}, "top_n_sigma: expected a finite number, found inf"),
+            ({"dry_sequence_breakers": ("x",) * 17}, "expected at most 16, found 17"),
+            ({"dry_sequence_breakers": ("é" * 21,)}, "expected at most 40 bytes, none of zero"),
+            ({"dry_sequence_breakers": ("\0",)}, "expected at most 40 bytes, none of zero"),
+            ({"mirostat_tau": math.nan}, "mirostat_tau: expected a finite number, found nan"),
+            ({"mirostat_eta": math.inf}, "mirostat_eta: expected a finite number, found inf"),
+            ({"logit_bias": ((1, math.nan),)}, "logit_bias: expected finite numbers, found nan"),
             ({"mirostat": 3}, "mirostat: expected 0, 1 or 2, found 3"),
             ({"logit_bias": ((100, 1.0),)}, "logit_bias: expected tokens 0 to 99, found 100"),
             ({"logit_bias": ((-1, 1.0),)}, "logit_bias: expected tokens 0 to 99, found -1"),
@@ -52,6 +63,19 @@ class TestChain:
         assert names(repeat_penalty=1.1, logit_bias=((1, 2.0),)) == [
             *("logit_bias", "penalties", "top_k", "typical", "top_p", "min_p", "temp", "dist")
         ]
+
+    def test_extensions_stand_where_llama_cpp_has_them(self) -> None:
+        assert names(
+            repeat_penalty=1.1, dry_multiplier=0.8, top_n_sigma=1.0, xtc_probability=0.5
+        ) == [
+            *("penalties", "dry", "top_n_sigma", "top_k", "typical", "top_p", "min_p"),
+            *("xtc", "temp", "dist"),
+        ]
+
+    def test_extensions_that_change_nothing_are_left_out(self) -> None:
+        assert "dry" not in names(dry_multiplier=0.8, dry_penalty_last_n=0)
+        assert "top_n_sigma" not in names(top_n_sigma=0.0)
+        assert names(temperature=0.0, top_n_sigma=1.0, xtc_probability=1.0) == ["greedy"]
 
     def test_temperature_zero_takes_the_likeliest_after_the_penalties(self) -> None:
         assert names(temperature=0.0, repeat_penalty=1.1) == ["penalties", "greedy"]
@@ -108,6 +132,10 @@ class TestLikeliest:
             ({"top_k": 0}, None),
             ({"top_k": 900}, None),
             ({"mirostat": 2}, None),
+            ({"top_n_sigma": 1.0}, None),
+            ({"top_n_sigma": 1.0, "temperature": 0.0}, 6),
+            ({"dry_multiplier": 0.8, "temperature": 0.0}, None),
+            ({"xtc_probability": 1.0}, 45),
         ],
     )
     def test_all_tokens_are_seen_where_the_chain_does_not_cut_first(
