@@ -199,7 +199,7 @@ class TestRefusals:
         [
             ({"prompt": ""}, "the prompt is empty"),
             ({"tokens": (3072,)}, "token: expected 0 to 3071, found 3072"),
-            ({"tokens": (-1,)}, "token: expected 0 to 3071, found -1"),
+            ({"tokens": (-1,)}, "images: the prompt names more images than there are"),
             ({"prompt": "x", "repeat_penalty": 0.0}, "repeat_penalty"),
             ({"prompt": "x", "constraint": Constraint(kind="lark")}, "lark: it cannot be"),
             (
