@@ -170,7 +170,7 @@ def test_demanded_call_comes_whatever_was_said(compatible: openai.OpenAI, effort
 @pytest.mark.parametrize("choice", [{"type": "tool", "name": "get_time"}, {"type": "any"}])
 def test_demanded_call_comes_through_anthropic(demo: LiveServer, choice: Any) -> None:
     tool: Any = {"name": "get_time", "input_schema": TIME["function"]["parameters"]}
-    asked: Any = {"model": "demo", "messages": GREETED, "max_tokens": 300}
+    asked: Any = {"model": "demo", "messages": GREETED, "max_tokens": 300, "temperature": 0}
     asked |= {"tools": [tool], "tool_choice": {**choice, "disable_parallel_tool_use": True}}
     address = f"http://127.0.0.1:{demo.port}"
     with anthropic.Anthropic(base_url=address, api_key="unused", max_retries=0) as client:
@@ -188,7 +188,7 @@ def test_demanded_call_comes_through_anthropic(demo: LiveServer, choice: Any) ->
 def test_demanded_call_comes_through_responses(compatible: openai.OpenAI, choice: Any) -> None:
     tool: Any = {"type": "function", "strict": True, **TIME["function"]}
     asked: Any = {"model": "demo", "input": "Hello", "max_output_tokens": 300, "tools": [tool]}
-    asked |= {"tool_choice": choice, "parallel_tool_calls": False}
+    asked |= {"tool_choice": choice, "parallel_tool_calls": False, "temperature": 0}
     with compatible.responses.stream(**asked) as stream:
         streamed = stream.get_final_response()
     answers: list[Any] = [compatible.responses.create(**asked), streamed]
