@@ -9,19 +9,11 @@ from types import TracebackType
 from typing import Self
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress, TaskID
 
 from appliance.admission import Admitted
 from appliance.choice import Choice
+from appliance.cli.bar import transfer_bar
 from hwprobe.machine import Machine
 from hwprobe.quantity import Bytes
 from hwprobe.report import placement_lines
@@ -42,14 +34,7 @@ class Screen:
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+            self._bar = transfer_bar()
             self._bar.start()
         return self
 

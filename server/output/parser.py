@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class OutputParser(Protocol):
         """Give out what was held back; the text has ended."""
 
 
-class Reader:
+class Reader(ABC):
     """Runs a coroutine over text that arrives, and gathers what it tells.
 
     Attributes:
@@ -63,9 +64,9 @@ class Reader:
         self._open = False
         self._running = self.run()
 
+    @abstractmethod
     def run(self) -> Wait[None]:
         """Read the whole text."""
-        raise NotImplementedError
 
     def feed(self, text: str) -> tuple[Event, ...]:
         """Take some text and give out what is decided."""
