@@ -170,7 +170,12 @@ def test_demanded_call_comes_whatever_was_said(compatible: openai.OpenAI, effort
 @pytest.mark.parametrize("choice", [{"type": "tool", "name": "get_time"}, {"type": "any"}])
 def test_demanded_call_comes_through_anthropic(demo: LiveServer, choice: Any) -> None:
     tool: Any = {"name": "get_time", "input_schema": TIME["function"]["parameters"]}
-    asked: Any = {"model": "demo", "messages": GREETED, "max_tokens": 300, "temperature": 0}
+    asked: Any = {
+        "model": "demo",
+        "messages": GREETED,
+        "max_tokens": 300,
+        "extra_body": {"temperature": 0},
+    }
     asked |= {"tools": [tool], "tool_choice": {**choice, "disable_parallel_tool_use": True}}
     address = f"http://127.0.0.1:{demo.port}"
     with anthropic.Anthropic(base_url=address, api_key="unused", max_retries=0) as client:
