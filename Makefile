@@ -84,7 +84,7 @@ format: .venv/ready-for-tests ## let the formatter have its way
 requirements: ## pin the newest versions again, with hashes and without addresses
 	for set in main connected build test; do \
 	  $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
-	    --no-emit-index-url --no-emit-trusted-host requirements/$$set.in --output-file requirements/$$set.txt; \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host requirements/$$set.in --output-file requirements/$$set.txt; \
 	done
 
 clean: ## remove what was built in the checkout (not the kept engine wheel)
