@@ -70,7 +70,7 @@ class Paths:
 
     @property
     def engine(self) -> Path:
-        """Verdicts on the engine on this machine, see `hwprobe.engine` and `hwprobe.variants`."""
+        """Verdicts on the engine on this machine, see `hwprobe.verdicts` and `hwprobe.variants`."""
         return self.root / "satchel" / "engine"
 
     @property

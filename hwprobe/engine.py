@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from hwprobe.child import Ended, asked_child
 from hwprobe.errors import EngineCheckError
 from hwprobe.estimate import MemoryEstimate, estimate, with_measured
 from hwprobe.profile import ModelProfile
 from hwprobe.settings import EngineSettings
+from hwprobe.verdicts import EngineRecords, EngineVerdict
 
-MAX_ANSWER_BYTES: Final = 8 << 20
-"""Why: one measured configuration takes about 200 bytes of JSON."""
-STDERR_TAIL_BYTES: Final = 4096
 MEASURE_TIMEOUT_S: Final = 60.0
 """Why: reading a tokenizer takes up to 1.3 s, a configuration 5 to 40 ms; slow media ten times."""
 SELF_TEST_TIMEOUT_S: Final = 300.0
 """Why: a 40 GiB model read at 200 MB/s takes 200 s, then 66 tokens on a small board."""
 SAFE_UBATCH_TOKENS: Final = 128
-LIBRARY_VARIABLE: Final = "LLAMA_CPP_LIB_PATH"
-"""Which folder the engine's bindings load from, if not their own. Source: llama_cpp.py."""
-_LASTING_CRASHES: Final = ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,24 +46,6 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineVerdict:
-    """Whether the engine works with one model and one set of settings.
-
-    Attributes:
-        ok: it decoded a batch and single tokens into finite numbers.
-        crashed_by: signal name such as ``SIGSEGV``, ``timeout`` or ``exit 1``; empty when the
-            child ended by itself.
-        message: one line for a person; empty when ``ok``.
-        memory: bytes per buffer type as the engine accounts for them.
-    """
-
-    ok: bool
-    crashed_by: str = ""
-    message: str = ""
-    memory: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedSettings:
     """Settings the engine is known to work with here.
 
@@ -86,14 +58,6 @@ class CheckedSettings:
     settings: EngineSettings
     verdict: EngineVerdict
     refused: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """How a child process ended without an answer."""
-
-    crashed_by: str
-    message: str
 
 
 def engine_info(*, timeout_s: float = MEASURE_TIMEOUT_S) -> EngineInfo:
@@ -162,11 +126,11 @@ def self_test(
 
     Never raises for what the engine does; a crash is a verdict.
     """
-    ended = _child(
+    ended = asked_child(
         {"mode": "self_test", "model_path": str(model_path), "settings": asdict(settings)},
         timeout_s,
     )
-    if isinstance(ended, _Ended):
+    if isinstance(ended, Ended):
         return EngineVerdict(ok=False, crashed_by=ended.crashed_by, message=ended.message)
     if not ended["ok"]:
         return EngineVerdict(ok=False, message=str(ended["message"]))
@@ -234,70 +198,6 @@ def checked_settings(
     )
 
 
-class EngineRecords:
-    """Verdicts on disk, one JSON file each; written atomically, damage reads as absence.
-
-    A verdict holds for one build of the engine, one machine, one kind of model and one set of
-    settings; context and slots do not change which code runs and are left out.
-    """
-
-    def __init__(self, directory: Path, *, build_id: str, machine_id: str = "") -> None:
-        self._directory = directory
-        self._identity = (build_id, machine_id)
-
-    def get(self, profile: ModelProfile, settings: EngineSettings) -> EngineVerdict | None:
-        """The verdict kept for this configuration, or ``None``."""
-        try:
-            record = json.loads(self._path(profile, settings).read_bytes())
-            return EngineVerdict(
-                ok=record["ok"] is True,
-                crashed_by=str(record["crashed_by"]),
-                message=str(record["message"]),
-                memory={str(name): int(size) for name, size in record["memory"].items()},
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def put(self, profile: ModelProfile, settings: EngineSettings, verdict: EngineVerdict) -> None:
-        """Keep a verdict; one that cannot be kept is asked for again.
-
-        Only a success or a crash is kept. A timeout, a kill for memory or a file the engine
-        refuses says nothing about the configuration.
-        """
-        if not (verdict.ok or verdict.crashed_by in _LASTING_CRASHES):
-            return
-        path = self._path(profile, settings)
-        record = {**asdict(verdict), "configuration": self._configuration(profile, settings)}
-        temporary = None
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
-                temporary = Path(file.name)
-                file.write(json.dumps(record, indent=1, sort_keys=True).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-
-    def _configuration(self, profile: ModelProfile, settings: EngineSettings) -> dict[str, Any]:
-        kept = {**asdict(settings), "num_ctx": 0, "slots": 0}
-        if settings.pooled:  # the batch follows the context
-            kept |= {"num_batch": 0, "num_ubatch": 0}
-        return {
-            "build": self._identity[0],
-            "machine": self._identity[1],
-            "architecture": profile.architecture,
-            "quantization": profile.quantization,
-            "settings": kept,
-        }
-
-    def _path(self, profile: ModelProfile, settings: EngineSettings) -> Path:
-        text = json.dumps(self._configuration(profile, settings), sort_keys=True)
-        return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-
-
 @cache
 def engine_build_id() -> str:
     """A digest of the engine's libraries, without loading them; empty when it is missing."""
@@ -322,8 +222,8 @@ def _refusal(settings: EngineSettings, verdict: EngineVerdict) -> str:
 def _asked(
     request: dict[str, Any], timeout_s: float, libraries: Path | None = None
 ) -> dict[str, Any]:
-    ended = _child(request, timeout_s, libraries)
-    if isinstance(ended, _Ended):
+    ended = asked_child(request, timeout_s, libraries)
+    if isinstance(ended, Ended):
         raise EngineCheckError(f"{ended.message} ({ended.crashed_by})")
     if not ended["ok"]:
         raise EngineCheckError(str(ended["message"]))
@@ -358,63 +258,3 @@ def timed(
     request = {"mode": "time", "model_path": str(model_path), "settings": asdict(settings)}
     answer = _asked(request, timeout_s)
     return float(answer["prompt_s"]), tuple(map(float, answer["token_s"]))
-
-
-def _child(
-    request: dict[str, Any], timeout_s: float, libraries: Path | None = None
-) -> dict[str, Any] | _Ended:
-    """Start the child, hand it the request, wait for its answer or its end."""
-    chosen = {LIBRARY_VARIABLE: str(libraries)} if libraries is not None else {}
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hwprobe.dryrun"],
-            stdin=subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            env={**os.environ, **chosen},
-        )
-        try:
-            child.communicate(json.dumps(request).encode(), timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            return _Ended("timeout", f"the engine gave no answer within {timeout_s:g} s")
-        finally:
-            _end(child)
-        stdout.seek(0)
-        answer = stdout.read(MAX_ANSWER_BYTES)
-        if child.returncode == 0:
-            return _parsed(answer)
-        size = stderr.seek(0, os.SEEK_END)
-        stderr.seek(max(0, size - STDERR_TAIL_BYTES))
-        return _crash(child.returncode, stderr.read().decode(errors="replace"))
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child's process group if it still runs, and reap it."""
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-    if child.stdin is not None:
-        child.stdin.close()
-    child.wait()
-
-
-def _parsed(answer: bytes) -> dict[str, Any] | _Ended:
-    try:
-        parsed = json.loads(answer)
-    except ValueError:
-        return _Ended("no answer", "the engine's child process ended without an answer")
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("ok"), bool):
-        return _Ended("no answer", "the engine's child process gave no usable answer")
-    return parsed
-
-
-def _crash(status: int, stderr: str) -> _Ended:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = f": {lines[-1][:300]}" if lines else ""
-    if status > 0:
-        return _Ended(f"exit {status}", f"the engine's child process failed{last}")
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return _Ended(name, f"the engine crashed{last}")

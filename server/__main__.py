@@ -28,13 +28,15 @@ from appliance.layout import Paths
 from appliance.store import Store
 from appliance.uploads import UploadLimits
 from hwprobe.budgets import pool_budgets
-from hwprobe.engine import LIBRARY_VARIABLE, EngineRecords, engine_build_id, engine_info
+from hwprobe.child import LIBRARY_VARIABLE
+from hwprobe.engine import engine_build_id, engine_info
 from hwprobe.errors import EngineCheckError, ProbeError, io_sentence
 from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.machine import Machine
 from hwprobe.probing import probe_machine
 from hwprobe.variants import choose_variant
+from hwprobe.verdicts import EngineRecords
 from server.access import KeyRing, Keys, load_keys, refuse_public_without_keys
 from server.answer import Answerer
 from server.api.blobs import CreatePolicy

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from appliance.config import Config
 from hwprobe.adapter import adapted, check_adapter
-from hwprobe.engine import EngineRecords, checked_settings
+from hwprobe.engine import checked_settings
 from hwprobe.errors import AdapterError, EngineCheckError, GgufError, ProjectorError
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.machine import Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
 from hwprobe.projector import check_projector, projected
 from hwprobe.settings import EngineSettings, KvType
+from hwprobe.verdicts import EngineRecords
 from server.catalogue import ServedModel
 from server.chat import LoadOptions
 from server.errors import LoadFailedError

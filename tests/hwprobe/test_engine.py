@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from hwprobe.engine import (
-    EngineRecords,
-    EngineVerdict,
     checked_settings,
     dry_run,
     dry_runs,
@@ -27,6 +25,7 @@ from hwprobe.errors import EngineCheckError
 from hwprobe.estimate import KV_CACHE, WEIGHTS
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.settings import EngineSettings, KvType
+from hwprobe.verdicts import EngineRecords, EngineVerdict
 from tests.fakes.gguf_writer import write_tiny_llama
 from tests.fakes.synthetic_models import write_family
 

@@ -11,11 +11,12 @@ from appliance.config import Config
 from appliance.layout import Paths
 from appliance.store import Store
 from bundler.format.name import ModelName
-from hwprobe.engine import EngineRecords, EngineVerdict, fallbacks
+from hwprobe.engine import fallbacks
 from hwprobe.errors import DoesNotFitError
 from hwprobe.gguf import model_profile, read_header
 from hwprobe.machine import Cpu, Machine, Memory
 from hwprobe.settings import EngineSettings
+from hwprobe.verdicts import EngineRecords, EngineVerdict
 from server.catalogue import Catalogue, ServedModel
 from server.chat import LoadOptions
 from server.errors import LoadFailedError
