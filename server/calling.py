@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Protocol
 
 from server.catalogue import ServedModel
-from server.chat import ChatRequest, Constraint, GenerateRequest, RequestOptions
+from server.chat import ChatRequest, GenerateRequest, RequestOptions
 from server.errors import BadRequestError
 from server.output.demand import answer_lead, calls_grammar
 from server.output.lark import Special
 from server.output.layout import CallIds, Tags
 from server.output.stream import OutputStream
 from server.prompt.gotemplate.prompt import PromptTemplate
+from server.wishes import Constraint
 
 
 class Tokenize(Protocol):

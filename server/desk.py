@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from server.answer import Admission, told
+from server.admission import Admission
 from server.catalogue import Catalogue, ServedModel, read_reference
 from server.deadline import Deadline
 from server.errors import BadRequestError, ClientGoneError, ModelNotFoundError
@@ -18,6 +18,7 @@ from server.generation import Gone
 from server.options import resolve_options, resolve_timeout
 from server.planner import Planner
 from server.scheduler import Demand, Lease, Scheduler
+from server.telling import told
 
 
 class Asking(Protocol):

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.answer import crashed
 from server.catalogue import ServedModel
 from server.desk import Desk, Terms
 from server.errors import (
@@ -26,6 +25,7 @@ from server.errors import (
 from server.generation import Gone, Outcome, rows
 from server.runner import protocol
 from server.scheduler import Lease
+from server.telling import crashed
 
 LOG = logging.getLogger("satchel.server")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from server.chat import FinishReason, Piece, TextChunk, ThinkingChunk, TokenLogprob
+from server.chunks import FinishReason, Piece, TextChunk, ThinkingChunk, TokenLogprob
 from server.deadline import NEVER, Deadline
 from server.errors import BadRequestError, ClientGoneError, DeadlineError, EngineRefusedError
 from server.output.stream import OutputStream

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from server.chat import Constraint, ConstraintKind, LoadOptions, SamplingOptions
 from server.errors import BadRequestError
+from server.wishes import Constraint, ConstraintKind, LoadOptions, SamplingOptions
 
 Kind = Literal["integer", "float32", "boolean", "array", "bias", "lora"]
 

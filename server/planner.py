@@ -28,9 +28,9 @@ from hwprobe.projector import check_projector, projected
 from hwprobe.settings import EngineSettings, KvType
 from hwprobe.verdicts import EngineRecords
 from server.catalogue import ServedModel
-from server.chat import LoadOptions
 from server.errors import LoadFailedError
 from server.scheduler import Demand
+from server.wishes import LoadOptions
 
 LOG = logging.getLogger("satchel.server")
 

@@ -17,8 +17,9 @@ from server.api.body import Fields, decode_base64, type_name
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.tool_choice import anthropic_choice
-from server.chat import ChatRequest, Constraint, JsonObject, Message, Tool, ToolCall
+from server.chat import ChatRequest, JsonObject, Message, Tool, ToolCall
 from server.errors import BadRequestError, ForbiddenError
+from server.wishes import Constraint
 
 _EFFORT: Mapping[str, str] = {
     "low": "low",

@@ -18,12 +18,12 @@ from typing import Any, Literal, assert_never
 
 from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import SSE_TYPE, json_bytes, named_event
-from server.chat import (
+from server.chat import JsonObject
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,
     FinishReason,
-    JsonObject,
     StartChunk,
     TextChunk,
     ThinkingChunk,

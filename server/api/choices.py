@@ -22,7 +22,7 @@ import falcon
 
 from server.api.delivery import Chunks, Gone, WholeAnswer, as_error, gather, tell_conformity
 from server.api.framing import JSON_TYPE, json_bytes
-from server.chat import Chunk, FaultChunk, FinishChunk
+from server.chunks import Chunk, FaultChunk, FinishChunk
 from server.errors import ClientGoneError, ServerError
 
 LOG = logging.getLogger("satchel.server")

@@ -19,7 +19,7 @@ from server.api.delivery import WholeAnswer
 from server.api.framing import SSE_DONE, SSE_TYPE, sse_event
 from server.api.ollama_write import LEAST_LOGPROB
 from server.api.openai_write import FINGERPRINT, error_body, usage_body
-from server.chat import (
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import falcon
 
 from server.api.framing import JSON_TYPE, json_bytes
-from server.chat import (
+from server.chat import ToolCall
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,
@@ -27,7 +28,6 @@ from server.chat import (
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,

@@ -12,8 +12,9 @@ from typing import Any
 from server.api.body import Fields, own_options
 from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
-from server.chat import ChatRequest, Constraint, GenerateRequest, Message, Tool, ToolCall
+from server.chat import ChatRequest, GenerateRequest, Message, Tool, ToolCall
 from server.errors import BadRequestError
+from server.wishes import Constraint
 
 MOST_TOP_LOGPROBS = 20
 THINK_LEVELS = ("high", "medium", "low", "max")

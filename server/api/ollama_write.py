@@ -14,7 +14,8 @@ from typing import Any, Literal, assert_never
 
 from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import NDJSON_TYPE, nanoseconds, ndjson_line, utc_timestamp
-from server.chat import (
+from server.chat import ToolCall
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,
@@ -23,7 +24,6 @@ from server.chat import (
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,

@@ -17,16 +17,9 @@ from server.api.framing import json_bytes
 from server.api.keep_alive import parse_keep_alive
 from server.api.ollama_parse import parse_tool, parse_top_logprobs
 from server.api.tool_choice import openai_choice
-from server.chat import (
-    ChatRequest,
-    Constraint,
-    ConstraintKind,
-    JsonObject,
-    Message,
-    RequestOptions,
-    ToolCall,
-)
+from server.chat import ChatRequest, JsonObject, Message, RequestOptions, ToolCall
 from server.errors import BadRequestError
+from server.wishes import Constraint, ConstraintKind
 
 _EFFORT: Mapping[str, bool | str] = {
     "none": False,

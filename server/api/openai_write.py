@@ -17,7 +17,8 @@ from typing import Any, assert_never
 from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import SSE_DONE, SSE_TYPE, json_bytes, sse_event
 from server.api.ollama_write import logprob_record
-from server.chat import (
+from server.chat import ToolCall
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,
@@ -26,7 +27,6 @@ from server.chat import (
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,

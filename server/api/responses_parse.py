@@ -25,8 +25,9 @@ from server.api.openai_parse import (
     schema_constraint,
 )
 from server.api.tool_choice import openai_choice
-from server.chat import ChatRequest, Constraint, JsonObject, Message, Tool, ToolCall
+from server.chat import ChatRequest, JsonObject, Message, Tool, ToolCall
 from server.errors import BadRequestError, ForbiddenError
+from server.wishes import Constraint
 
 NOTHING_STORED = "nothing is stored here, so the whole conversation must come as input"
 WEB_SEARCH_REFUSED = "ollama cloud is disabled: web search is unavailable"

@@ -19,17 +19,16 @@ from typing import Any, Literal, assert_never
 from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import SSE_TYPE, json_bytes, named_event
 from server.api.ollama_write import logprob_record
-from server.chat import (
+from server.chat import JsonObject, ToolCall
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,
     FinishReason,
-    JsonObject,
     StartChunk,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,

@@ -15,7 +15,8 @@ import sys
 import threading
 from collections.abc import Iterable
 
-from server.chat import Conformity, Constraint
+from server.chunks import Conformity
+from server.wishes import Constraint
 
 LOG = logging.getLogger("satchel.server")
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from server.chat import (
+from server.chat import Tool, ToolCall
+from server.chunks import (
     Piece,
-    Reasoning,
     TextChunk,
     ThinkingChunk,
-    Tool,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,
@@ -32,6 +30,7 @@ from server.output.events import (
 from server.output.harmony import HarmonyParser
 from server.output.layout import CallIds, Family, Tags
 from server.output.parser import OutputParser, TagParser
+from server.wishes import Reasoning
 
 NewCallId = Callable[[CallIds], str]
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner.lastwords import MisuseError
 from server.runner.native import LIB, LOG, QUICK
 from server.runner.sampling import Step
+from server.wishes import SamplingOptions
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """Source: llama.h, llama_token_data."""

@@ -23,8 +23,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from server.chat import Constraint
 from server.errors import EngineRefusedError
+from server.wishes import Constraint
 
 MOST_BLANK_TOKENS = 4
 """White space behind reasoning. Why: models write two line breaks; without an end, some go on."""

@@ -25,12 +25,12 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from server.chat import Constraint
 from server.errors import EngineRefusedError
 from server.runner.chain import Candidates, Grammar
 from server.runner.gate import Matcher
 from server.runner.native import TOKENIZE_ADDRESS
 from server.runner.vocabulary import Vocabulary
+from server.wishes import Constraint
 
 MAX_SOURCE_BYTES = 64 << 10
 """64 KiB. Why: real schemas are a few KiB; chains of references as deep as fit into this need

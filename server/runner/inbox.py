@@ -9,11 +9,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from server.chat import SamplingOptions
 from server.runner.embedding import Job
 from server.runner.gate import Gate
 from server.runner.turns import Scales
 from server.runner.work import Work
+from server.wishes import SamplingOptions
 
 if TYPE_CHECKING:  # they load the engine
     from server.runner.chain import Dry

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hwprobe.settings import EngineSettings
-from server.chat import Constraint, Reasoning, SamplingOptions
 from server.errors import RunnerCrashedError
+from server.wishes import Constraint, Reasoning, SamplingOptions
 
 MAX_LINE_BYTES = 64 << 20
 """64 MiB. Why: a prompt of a million tokens as ids is about 8 MB of JSON; eight times that."""

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import sampling
 from server.runner.chain import Candidates, Chain, Dry
 from server.runner.gate import Gate
 from server.runner.pictures import only_tokens
+from server.wishes import SamplingOptions
 
 Row = npt.NDArray[np.float32]
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
+from server.wishes import SamplingOptions
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

@@ -16,7 +16,6 @@ import threading
 import time
 from pathlib import Path
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
 from server.runner.chain import Dry
@@ -36,6 +35,7 @@ from server.runner.texts import pieces_of, prepare_texts, tokenized
 from server.runner.turns import scales_of
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
 from server.runner.work import Work
+from server.wishes import SamplingOptions
 
 HANG_UP_S = 1.0
 """How long the main thread may take to end after the server hung up. Why: a running step can be

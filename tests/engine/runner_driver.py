@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from hwprobe.settings import EngineSettings
-from server.chat import SamplingOptions
 from server.runner import protocol
+from server.wishes import SamplingOptions
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
 PATIENCE_S = 120.0

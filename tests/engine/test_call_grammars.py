@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from server.calling import new_call_id
-from server.chat import Constraint, ConstraintKind, TextChunk, Tool, ToolCallChunk
+from server.chat import Tool
+from server.chunks import TextChunk, ToolCallChunk
 from server.errors import EngineRefusedError
 from server.output.demand import answer_lead, calls_grammar
 from server.output.families import FAMILIES
@@ -19,6 +20,7 @@ from server.runner.gate import Gate
 from server.runner.grammar import Compiler
 from server.runner.native import LIB
 from server.runner.vocabulary import Vocabulary
+from server.wishes import Constraint, ConstraintKind
 from tests.engine.runner_driver import DEMO
 
 pytestmark = pytest.mark.engine

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from server.chat import Constraint
 from server.runner import protocol
 from server.runner.marking import MARK
+from server.wishes import Constraint
 from tests.engine.runner_driver import DEMO, Driver, settings
 
 pytestmark = pytest.mark.engine

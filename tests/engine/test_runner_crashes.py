@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from appliance.crashes import CrashFolder
-from server.chat import SamplingOptions
 from server.coroner import Coroner
 from server.errors import HeldBackError, RunnerCrashedError
 from server.runner import protocol
 from server.runner.process import Runner, RunnerLimits, Stream
+from server.wishes import SamplingOptions
 from tests.engine.runner_driver import DEMO, settings
 from tests.fakes import crashing_runner
 from tests.fakes.crashing_runner import ABORT, FAULT, HANG, poison

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from server.chat import Constraint
 from server.errors import EngineRefusedError
 from server.runner.grammar import KEPT, Compiler, EngineMatcher
 from server.runner.native import LIB
 from server.runner.vocabulary import Vocabulary
+from server.wishes import Constraint
 from tests.engine.runner_driver import DEMO, Driver, settings
 
 pytestmark = pytest.mark.engine

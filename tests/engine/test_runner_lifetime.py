@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from server.chat import Constraint
 from server.runner import protocol
+from server.wishes import Constraint
 from tests.engine.runner_driver import DEMO, PATIENCE_S, Driver, settings
 
 pytestmark = pytest.mark.engine

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.chat import SamplingOptions
 from server.runner.inbox import Arrival, Inbox
 from server.runner.library import ABORTED, NO_ROOM, OK, Shape
 from server.runner.loop import Loop
 from server.runner.proposing import Proposer
 from server.runner.protocol import Row, Step
 from server.runner.work import Work
+from server.wishes import SamplingOptions
 
 pytestmark = pytest.mark.engine
 

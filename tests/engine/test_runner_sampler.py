@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import sampling
 from server.runner.chain import Candidates, Chain, Dry
 from server.runner.native import LIB
 from server.runner.sampler import Sampler
 from server.runner.vocabulary import Vocabulary
+from server.wishes import SamplingOptions
 from tests.engine.runner_driver import DEMO
 
 pytestmark = pytest.mark.engine

@@ -13,7 +13,8 @@ import ollama
 import openai
 import pytest
 
-from server.chat import ChatRequest, FinishChunk, Usage
+from server.chat import ChatRequest
+from server.chunks import FinishChunk, Usage
 from tests.functional.live import LiveServer, put_model
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"

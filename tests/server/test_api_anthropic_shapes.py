@@ -13,24 +13,22 @@ from server.api.anthropic_write import AnthropicWriter, error_body
 from server.api.body import Fields
 from server.api.delivery import gather
 from server.api.refusal import refusal
-from server.chat import (
-    ChatRequest,
+from server.chat import ChatRequest, Message, ToolCall
+from server.chunks import (
     Chunk,
-    Constraint,
     FaultChunk,
     FinishChunk,
     FinishReason,
-    Message,
     StartChunk,
     TextChunk,
     ThinkingChunk,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,
     Usage,
 )
 from server.errors import BadRequestError, ForbiddenError, ServerError
+from server.wishes import Constraint
 
 HI = {"role": "user", "content": "hi"}
 PNG = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(b"png").decode()}

@@ -17,7 +17,7 @@ from server.api.choices import AT_ONCE, Several, Start, deliver_choices
 from server.api.completions_parse import Completion, parse_completion
 from server.api.completions_write import CompletionWriter
 from server.api.delivery import Chunks, Gone, WholeAnswer
-from server.chat import (
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,

@@ -14,16 +14,15 @@ from server.api.body import Fields
 from server.api.delivery import Chunks, ChunkStream, as_error, gather
 from server.api.ollama_parse import parse_chat, parse_generate
 from server.api.ollama_write import OllamaWriter
-from server.chat import (
+from server.chat import Message, ToolCall
+from server.chunks import (
     Chunk,
     FaultChunk,
     FinishChunk,
     FinishReason,
-    Message,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,

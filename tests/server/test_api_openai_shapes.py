@@ -13,24 +13,22 @@ from server.api.body import Fields
 from server.api.delivery import gather
 from server.api.openai_parse import parse_chat_completion
 from server.api.openai_write import OpenAiWriter, error_body
-from server.chat import (
-    ChatRequest,
+from server.chat import ChatRequest, Message, ToolCall
+from server.chunks import (
     Chunk,
-    Constraint,
     FaultChunk,
     FinishChunk,
     FinishReason,
-    Message,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,
     Usage,
 )
 from server.errors import BadRequestError
+from server.wishes import Constraint
 
 HI = {"role": "user", "content": "hi"}
 PNG = "data:image/png;base64," + base64.b64encode(b"png").decode()

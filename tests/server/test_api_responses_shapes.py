@@ -12,24 +12,23 @@ from server.api.body import Fields
 from server.api.delivery import gather
 from server.api.responses_parse import ResponseCall, parse_response
 from server.api.responses_write import ResponsesWriter
-from server.chat import (
+from server.chat import Message, ToolCall
+from server.chunks import (
     Chunk,
-    Constraint,
     FaultChunk,
     FinishChunk,
     FinishReason,
-    Message,
     StartChunk,
     TextChunk,
     ThinkingChunk,
     TokenLogprob,
-    ToolCall,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,
     Usage,
 )
 from server.errors import BadRequestError, ForbiddenError
+from server.wishes import Constraint
 
 PNG = "data:image/png;base64," + base64.b64encode(b"png").decode()
 TOOL = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}

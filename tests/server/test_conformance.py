@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from server.chat import Conformity, Constraint
+from server.chunks import Conformity
 from server.conformance import check
 from server.conformance.check import conformity, is_to_be_checked
+from server.wishes import Constraint
 
 UNIQUE = json.dumps(
     {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from server.calling import new_call_id
-from server.chat import Tool, ToolCallChunk
+from server.chat import Tool
+from server.chunks import ToolCallChunk
 from server.detection import OLLAMA_PARSERS, detect_output
 from server.output.detect import Detected
 from server.output.families import FAMILIES

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.chat import Constraint, Reasoning
 from server.errors import EngineRefusedError
 from server.runner.gate import MOST_BLANK_TOKENS, Gate, Ids
+from server.wishes import Constraint, Reasoning
 
 END = 256
 THINK = Reasoning(open="<t>", close="</t>")

@@ -11,21 +11,15 @@ from typing import Any
 import pytest
 
 from hwprobe.settings import EngineSettings
-from server.chat import (
-    FinishReason,
-    Piece,
-    SamplingOptions,
-    TextChunk,
-    ThinkingChunk,
-    Tool,
-    ToolCallChunk,
-)
+from server.chat import Tool
+from server.chunks import FinishReason, Piece, TextChunk, ThinkingChunk, ToolCallChunk
 from server.errors import BadRequestError, ClientGoneError, RunnerCrashedError
 from server.generation import Outcome, complete
 from server.output.families.hermes import HERMES
 from server.output.stream import OutputStream
 from server.runner import protocol
 from server.runner.process import Runner
+from server.wishes import SamplingOptions
 from tests.fakes import fake_runner
 
 

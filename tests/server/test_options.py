@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.chat import Constraint, LoadOptions, SamplingOptions
 from server.errors import BadRequestError
 from server.options import OPTIONS, UNUSED, resolve_constraint, resolve_options
+from server.wishes import Constraint, LoadOptions, SamplingOptions
 
 
 def sampling(**request: Any) -> SamplingOptions:

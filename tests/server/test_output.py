@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from appliance.settings import OUTPUT_FORMATS
 from server.calling import new_call_id
-from server.chat import (
+from server.chat import Tool
+from server.chunks import (
     Piece,
     TextChunk,
     ThinkingChunk,
-    Tool,
     ToolCallChunk,
     ToolCallDeltaChunk,
     ToolCallStartChunk,

@@ -18,9 +18,9 @@ from hwprobe.machine import Cpu, Machine, Memory
 from hwprobe.settings import EngineSettings
 from hwprobe.verdicts import EngineRecords, EngineVerdict
 from server.catalogue import Catalogue, ServedModel
-from server.chat import LoadOptions
 from server.errors import LoadFailedError
 from server.planner import SNAPSHOT_AGE_S, Machines, Planner, SelfTest
+from server.wishes import LoadOptions
 from tests.fakes.gguf_writer import write_tiny_llama
 from tests.functional.live import MACHINE, put_model
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import protocol
 from server.runner.inbox import Arrival
 from server.runner.preparing import MOST_STUCK, Preparing
 from server.runner.work import Work
+from server.wishes import SamplingOptions
 
 PATIENCE_S = 20.0
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hwprobe.settings import EngineSettings
-from server.chat import SamplingOptions
 from server.errors import BadRequestError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
 from server.runner.process import Runner, RunnerLimits, Stream
+from server.wishes import SamplingOptions
 from tests.fakes import fake_runner
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprobe.settings import EngineSettings
-from server.chat import Constraint, Reasoning, SamplingOptions
 from server.errors import RunnerCrashedError
 from server.runner import protocol
+from server.wishes import Constraint, Reasoning, SamplingOptions
 
 NUMBERS = st.integers(0, 1 << 31)
 REALS = st.floats(allow_nan=False, allow_infinity=False)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.chat import SamplingOptions
 from server.errors import EngineRefusedError
 from server.runner import sampling
+from server.wishes import SamplingOptions
 
 ROWS = st.integers(0, 2**32 - 1).map(
     lambda seed: np.random.default_rng(seed).normal(0, 3, 1000).astype(np.float32)
