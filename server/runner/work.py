@@ -34,6 +34,11 @@ class Limits:
     checkpoints: bool = False
     whole_pictures: bool = False
 
+    def final(self, work: Work) -> int:
+        """The most positions a request will hold."""
+        most = min(self.context_tokens, self.cells)
+        return min(most, len(work.prompt) + max(work.most_tokens, 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
