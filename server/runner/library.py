@@ -9,20 +9,21 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hwprobe.settings import PROPOSED_ROWS, EngineSettings, KvType
+from hwprobe.settings import EngineSettings
 from server.errors import EngineRefusedError, LoadFailedError
 from server.runner.batch import Batch
 from server.runner.bounds import check_room
 from server.runner.embedding import Frame
 from server.runner.lastwords import MisuseError
+from server.runner.loading import has_state, load_adapters, load_model, open_context, refused
 from server.runner.native import LIB, LOG, QUICK
+from server.runner.shape import Shape
 from server.runner.sight import Rows, Sight, row_length
 from server.runner.vocabulary import Vocabulary
 
@@ -35,55 +36,6 @@ WARM_UP_TOKENS = 32
 
 OK, NO_ROOM, ABORTED = 0, 1, 2
 """Answers of decode; below zero is a refused batch or a failed computation. Source: llama.h."""
-
-_GGML_TYPE: dict[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
-"""Source: ggml.h, enum ggml_type."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What the loaded engine can hold and do.
-
-    Attributes:
-        context_tokens: context of one slot.
-        cells: cells of the KV cache all slots share.
-        batch_tokens: most tokens per decode.
-        sequences: sequence ids, 0 to this minus one.
-        output_rows: most rows of logits per decode.
-        vocabulary_size: length of a row of logits.
-        divisible: the end of a sequence can be removed; recurrent models keep one state only.
-        can_shift: positions can be moved.
-        window_tokens: sliding attention window; 0 without one.
-        pooled: it turns whole texts into vectors and generates nothing.
-        ranks: what it makes of a text is a score, not a vector.
-        trained_tokens: context the model was trained on; encoders have no position beyond it.
-        saved_bytes: memory for states that leave the cache.
-        step_tokens: most tokens that are computed at once.
-        whole_pictures: the rows of a picture see each other, so all are computed at once.
-    """
-
-    context_tokens: int
-    cells: int
-    batch_tokens: int
-    sequences: int
-    output_rows: int
-    vocabulary_size: int
-    divisible: bool
-    can_shift: bool
-    window_tokens: int
-    pooled: bool = False
-    ranks: bool = False
-    trained_tokens: int = 0
-    saved_bytes: int = 0
-    step_tokens: int = 0
-    whole_pictures: bool = False
-
-    @property
-    def text_tokens(self) -> int:
-        """Tokens of the longest text that can be embedded."""
-        if self.pooled:
-            return min(self.context_tokens, self.batch_tokens, self.trained_tokens)
-        return self.context_tokens - 1
 
 
 class Engine:
@@ -121,10 +73,12 @@ class Engine:
         check_room(model_path, settings)
         LIB.llama_backend_init()
         try:
-            self._model = _load_model(model_path, settings, on_progress)
+            self._model = load_model(model_path, settings, on_progress)
             self.vocabulary = Vocabulary(self._model)
-            self._context = self._make_context(settings)
-            self._adapters = self._load_adapters([path for path, _scale in adapters])
+            self._context = open_context(self._model, settings, abort_flag=self._abort_flag)
+            self._most_outputs = settings.output_rows
+            self._most_at_once = settings.num_ubatch
+            self._adapters = load_adapters(self._model, [path for path, _scale in adapters])
             self.scales = tuple(scale for _path, scale in adapters)
             self._applied: tuple[float, ...] = ()
             self.use_adapters(self.scales)
@@ -248,7 +202,7 @@ class Engine:
         pointers = (kind * count)(*(ctypes.cast(handle, kind) for handle in self._adapters))
         values = (ctypes.c_float * count)(*scales)
         if LIB.llama_set_adapters_lora(self._context, pointers, count, values) != 0:
-            raise _refused("the engine could not apply the adapters")
+            raise refused("the engine could not apply the adapters")
         self._applied = scales
 
     def forget(self) -> None:
@@ -341,45 +295,6 @@ class Engine:
             LIB.llama_model_free(self._model)
         self._context = self._model = None
 
-    def _make_context(self, settings: EngineSettings) -> Any:
-        params = LIB.llama_context_default_params()
-        params.n_ctx = settings.kv_cells
-        params.n_batch = settings.num_batch
-        params.n_ubatch = settings.num_ubatch
-        params.n_seq_max = settings.sequences
-        # The engine asserts n_outputs_max >= n_seq_max; left at 0 it is n_batch rows of logits.
-        params.n_outputs_max = settings.output_rows
-        self._most_outputs = settings.output_rows
-        self._most_at_once = settings.num_ubatch
-        params.embeddings = settings.pooled
-        if not settings.pooled:  # vectors are then those of single tokens
-            params.pooling_type = LIB.LLAMA_POOLING_TYPE_NONE
-        params.n_outputs_max_per_seq = 1 if settings.pooled else 1 + PROPOSED_ROWS
-        params.n_threads = params.n_threads_batch = settings.threads
-        params.flash_attn_type = int(settings.flash_attention)
-        params.type_k = params.type_v = _GGML_TYPE[settings.kv_type]
-        params.offload_kqv = params.op_offload = settings.num_gpu != 0
-        params.kv_unified = True
-        params.swa_full = False
-        params.no_perf = True
-        # strlen of the flag is the abort callback: no interpreter lock, no Python frame.
-        libc = ctypes.CDLL(None)
-        params.abort_callback = ctypes.cast(libc.strlen, LIB.ggml_abort_callback)
-        params.abort_callback_data = ctypes.addressof(self._abort_flag)
-        context = LIB.llama_init_from_model(self._model, params)
-        if not context:
-            raise _refused("the engine could not make a context")
-        return context
-
-    def _load_adapters(self, paths: Sequence[str]) -> list[Any]:
-        handles = []
-        for path in paths:
-            handle = LIB.llama_adapter_lora_init(self._model, path.encode())
-            if not handle:
-                raise _refused(f"adapter {Path(path).name}: not an adapter for this model")
-            handles.append(handle)
-        return handles
-
     def _measure(self, settings: EngineSettings, *, divisible: bool) -> Shape:
         cells = int(LIB.llama_n_ctx(self._context))
         return Shape(
@@ -425,7 +340,7 @@ class Engine:
             self.batch.clear()
             self.batch.add([first], position=position, sequence=0, output=True)
             if self.decode() != OK:
-                raise _refused("the engine could not decode a token")
+                raise refused("the engine could not decode a token")
         divisible = bool(LIB.llama_memory_seq_rm(self._memory, 0, 1, -1))
         LIB.llama_memory_clear(self._memory, False)
         self.batch.clear()
@@ -433,10 +348,10 @@ class Engine:
         self.batch.add([first] * sample, position=0, sequence=0, output=True)
         begin_s = time.perf_counter()
         if self.decode() != OK:
-            raise _refused("the engine could not decode a batch")
+            raise refused("the engine could not decode a batch")
         self.prefill_rate = sample / (time.perf_counter() - begin_s)
         LIB.llama_memory_clear(self._memory, False)
-        return divisible and not _has_state(self._model)
+        return divisible and not has_state(self._model)
 
     def _warm_up_pooled(self) -> bool:
         """Embed one text of a few tokens; nothing is kept between texts."""
@@ -449,7 +364,7 @@ class Engine:
         self.batch.ask_for_all()
         begin_s = time.perf_counter()
         if self.decode() != OK:
-            raise _refused("the engine could not compute a text")
+            raise refused("the engine could not compute a text")
         self.prefill_rate = sample / (time.perf_counter() - begin_s)
         self.forget()
         return False
@@ -467,34 +382,3 @@ class Engine:
     def _check_output(self, output: int) -> None:
         if not 0 <= output < self._readable:
             raise MisuseError(f"output: expected 0 to {self._readable - 1}, found {output}")
-
-
-def _load_model(path: Path, settings: EngineSettings, on_progress: Callable[[float], bool]) -> Any:
-    params = LIB.llama_model_default_params()
-    params.n_gpu_layers = settings.num_gpu
-    params.load_mode = LIB.LLAMA_LOAD_MODE_MMAP if settings.use_mmap else LIB.LLAMA_LOAD_MODE_NONE
-    params.use_extra_bufts = settings.repack
-    if settings.num_gpu == 0:
-        # An empty list, not NULL: NULL means all devices, and their compute buffers.
-        no_devices = (ctypes.c_void_p * 1)(None)
-        params.devices = ctypes.addressof(no_devices)
-    if settings.tensor_split:
-        shares = (ctypes.c_float * LIB.llama_max_devices())(*settings.tensor_split)
-        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
-    callback = LIB.llama_progress_callback(lambda fraction, _data: on_progress(fraction))
-    params.progress_callback = callback
-    LOG.last_errors()
-    model = LIB.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise _refused("the engine could not load the model")
-    return model
-
-
-def _has_state(model: Any) -> bool:
-    """Whether the model keeps one running state per sequence instead of cells only."""
-    return bool(LIB.llama_model_is_recurrent(model) or LIB.llama_model_is_hybrid(model))
-
-
-def _refused(message: str) -> LoadFailedError:
-    reason = LOG.last_errors()
-    return LoadFailedError(f"{message}: {reason}" if reason else message)

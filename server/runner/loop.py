@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from server.errors import EngineRefusedError
 from server.runner import library
 from server.runner.batching import Batching
+from server.runner.carrying import Carrier
 from server.runner.chain import Candidates
 from server.runner.embedding import Job
 from server.runner.feed import TextFeed
@@ -27,19 +28,8 @@ from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
 from server.runner.saved import SavedStates
 from server.runner.sight import Picture
-from server.runner.states import States
 from server.runner.turns import Scales, Turns
-from server.runner.work import (
-    Chunk,
-    Discard,
-    Drop,
-    Effect,
-    Limits,
-    Restore,
-    Save,
-    Share,
-    Slide,
-)
+from server.runner.work import Chunk, Limits
 
 
 class Loop:
@@ -96,13 +86,13 @@ class Loop:
             saved=SavedStates(shape.saved_bytes),
             measure=engine.state_bytes,
         )
-        self._states = States(engine)
+        self._carrier = Carrier(engine, self._batching)
 
     def run(self) -> None:
         """Step until the inbox is closed."""
         while (items := self._inbox.take(wait=not self._has_work())) is not None:
             rows = [row for item in items for row in self._obey(item)]
-            self._apply(self._batching.admit(self._engine.can_resume))
+            self._carrier.apply(self._batching.admit(self._engine.can_resume))
             self._feed()
             self._greet()
             computed = self._compute()
@@ -136,7 +126,7 @@ class Loop:
             self._dismiss(item.id)
             return (row,)
         if (arrival := self._arrivals.pop(item.id, None)) is not None:
-            self._apply(self._batching.finish(item.id))
+            self._carrier.apply(self._batching.finish(item.id))
             if arrival.gate is not None:
                 arrival.gate.close()
             prompt = arrival.work.prompt
@@ -152,7 +142,7 @@ class Loop:
         slots = batching.limits.slots
         while self._texts.waiting and not batching.waiting and len(batching.running) < slots:
             batching.submit(self._texts.start())
-            self._apply(batching.admit(self._engine.can_resume))
+            self._carrier.apply(batching.admit(self._engine.can_resume))
 
     def _greet(self) -> None:
         """Make a generation for every request that has just got a sequence."""
@@ -293,7 +283,7 @@ class Loop:
     def _embed_one(self, work: int, output: int) -> tuple[Row, ...]:
         """Take the vector of a text that is computed."""
         request = self._texts.owner(work)
-        self._apply(self._batching.finish(work, keep=False))
+        self._carrier.apply(self._batching.finish(work, keep=False))
         try:
             job = self._texts.finish(work, self._engine.hidden(output))
         except EngineRefusedError as refusal:
@@ -306,7 +296,7 @@ class Loop:
     def _drop_job(self, request: int) -> Job | None:
         job, works = self._texts.drop(request)
         for work in works:
-            self._apply(self._batching.finish(work, keep=False))
+            self._carrier.apply(self._batching.finish(work, keep=False))
         return job
 
     def _sample_one(self, chunk: Chunk, output: int) -> Iterator[Row]:
@@ -323,7 +313,7 @@ class Loop:
             self._batching.confirm(request)
         if proposed:
             self._generations[request].settle(proposed=len(proposed), right=right)
-            self._apply(self._batching.retract(request))
+            self._carrier.apply(self._batching.retract(request))
 
     def _proposals(self) -> dict[int, tuple[int, ...]]:
         """What the next step may compute ahead; nothing while something is wrong."""
@@ -348,7 +338,7 @@ class Loop:
             if effects is None:
                 row = generation.end("length", last=row)
             else:
-                self._apply(effects)
+                self._carrier.apply(effects)
         if generation.done is not None:
             self._dismiss(request)
         return token, row
@@ -356,11 +346,11 @@ class Loop:
     def _make_room(self, chunks: tuple[Chunk, ...]) -> list[Row]:
         """The cache had no cells, and nothing changed: give up idle ones, go slower, wait."""
         if effects := self._batching.evict():
-            self._apply(effects)
+            self._carrier.apply(effects)
         elif sum(len(chunk.tokens) for chunk in chunks) > len(chunks):
             self._shrink += 1
         elif effects := self._batching.preempt():
-            self._apply(effects)
+            self._carrier.apply(effects)
         else:
             return [self._fault(chunks[0].id, "the KV cache has no room for this request")]
         return []
@@ -377,7 +367,7 @@ class Loop:
         """After a decode that did not finish, believe the cache."""
         for chunk in chunks:
             known = self._engine.last_position(chunk.sequence) + 1
-            self._apply(self._batching.rewind(chunk.id, known))
+            self._carrier.apply(self._batching.rewind(chunk.id, known))
 
     def _fault(self, request: int, message: str, *, refused: bool = False) -> Row:
         job = self._drop_job(self._texts.owner(request))
@@ -390,29 +380,4 @@ class Loop:
         self._generations.pop(request).close()
         self._scales.pop(request, None)
         self._pictures.pop(request, None)
-        self._apply(self._batching.finish(request, keep=keep))
-
-    def _apply(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Drop(sequence, start):
-                    if not self._engine.remove(sequence, start):
-                        raise RuntimeError(f"sequence {sequence} cannot be cut at {start}")
-                case Share(source, target, end):
-                    self._engine.share(source, target, end)
-                case Slide(sequence, start, end):
-                    self._engine.slide(sequence, start, end)
-                case _:
-                    self._keep(effect)
-
-    def _keep(self, effect: Save | Restore | Discard) -> None:
-        """Move a state between the cache and what is outside it."""
-        match effect:
-            case Save(sequence, state, size_bytes):
-                if not self._states.save(sequence, state, size_bytes):
-                    self._batching.lose(state)
-            case Restore(state, sequence, request):
-                if not self._states.restore(state, sequence):
-                    self._apply(self._batching.lose(state, request))
-            case Discard(state):
-                self._states.discard(state)
+        self._carrier.apply(self._batching.finish(request, keep=keep))

@@ -9,7 +9,8 @@ from itertools import chain
 
 from server.errors import EngineRefusedError
 from server.runner import protocol
-from server.runner.library import Engine, Shape
+from server.runner.library import Engine
+from server.runner.shape import Shape
 from server.runner.sight import Seen
 
 

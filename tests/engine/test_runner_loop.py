@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.runner.inbox import Arrival, Inbox
-from server.runner.library import ABORTED, NO_ROOM, OK, Shape
+from server.runner.library import ABORTED, NO_ROOM, OK
 from server.runner.loop import Loop
 from server.runner.proposing import Proposer
 from server.runner.protocol import Row, Step
+from server.runner.shape import Shape
 from server.runner.work import Work
 from server.wishes import SamplingOptions
 

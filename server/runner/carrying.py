@@ -1,0 +1,63 @@
+"""Batching's effects, carried out on the engine's cache, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from server.runner.batching import Batching
+from server.runner.states import Sequences, States
+from server.runner.work import Discard, Drop, Effect, Restore, Save, Share, Slide
+
+
+class Cache(Sequences, Protocol):
+    """What of the engine is needed here; see `server.runner.library.Engine`."""
+
+    def remove(self, sequence: int, start: int, /) -> bool:
+        """Forget positions from ``start`` on; False if the model cannot."""
+
+    def share(self, source: int, target: int, end: int, /) -> None:
+        """Let ``target`` have the first ``end`` positions of ``source``."""
+
+    def slide(self, sequence: int, start: int, end: int, /) -> None:
+        """Forget positions ``start`` to ``end`` and close the gap."""
+
+
+class Carrier:
+    """Brings the cache, and the states outside it, to where batching believes them to be."""
+
+    def __init__(self, cache: Cache, batching: Batching) -> None:
+        """``batching`` is told what could not be kept or restored."""
+        self._cache = cache
+        self._batching = batching
+        self._states = States(cache)
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Carry effects out.
+
+        Raises:
+            RuntimeError: the cache cannot be cut where batching believed that it can.
+        """
+        for effect in effects:
+            match effect:
+                case Drop(sequence, start):
+                    if not self._cache.remove(sequence, start):
+                        raise RuntimeError(f"sequence {sequence} cannot be cut at {start}")
+                case Share(source, target, end):
+                    self._cache.share(source, target, end)
+                case Slide(sequence, start, end):
+                    self._cache.slide(sequence, start, end)
+                case _:
+                    self._keep(effect)
+
+    def _keep(self, effect: Save | Restore | Discard) -> None:
+        """Move a state between the cache and what is outside it."""
+        match effect:
+            case Save(sequence, state, size_bytes):
+                if not self._states.save(sequence, state, size_bytes):
+                    self._batching.lose(state)
+            case Restore(state, sequence, request):
+                if not self._states.restore(state, sequence):
+                    self.apply(self._batching.lose(state, request))
+            case Discard(state):
+                self._states.discard(state)
