@@ -14,7 +14,6 @@ What this does not do: a child that still writes valid lines but makes no sense 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import queue
 import signal
@@ -30,9 +29,10 @@ from server.errors import BadRequestError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
 from server.runner.autopsy import Autopsy, keepable
 from server.runner.channel import Channel, StuckError, encode
+from server.runner.flight import STOPPED, Flight
 from server.runner.spawn import Child
 from server.runner.stream import Stream
-from server.runner.watchdog import RunnerLimits, Watchdog
+from server.runner.watchdog import RunnerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,11 +51,8 @@ EXIT_S = 0.05
 TICK_S = 1.0
 """How often the deadlines for load and silence are looked at."""
 
-STOPPED = "the model's runner has been stopped"
-
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer", protocol.Tokens, protocol.Text)
-_Inbox = queue.SimpleQueue[protocol.Tokens | protocol.Text | RunnerCrashedError]
 
 
 class Runner:
@@ -72,18 +69,11 @@ class Runner:
         self.load = load
         self._limits = limits
         self._on_progress = on_progress
-        self._ids = itertools.count(1)
-        self._state = threading.Lock()  # guards streams, calls, epitaph, on_exit, stopping
-        self._streams: dict[int, Stream] = {}
-        self._calls: dict[int, _Inbox] = {}
-        self._epitaph: str | None = None
-        self._on_exit: Callable[[RunnerCrashedError], None] | None = None
-        self._stopping = False
+        self._flight = Flight(stall_s=limits.stall_s)
         self._loaded: protocol.Ready | protocol.Failed | None = None
         self._settled = threading.Event()  # ready, failed or dead
         self._dead = threading.Event()
         self._heard_s = time.monotonic()
-        self._watchdog = Watchdog(stall_s=self._limits.stall_s)  # guarded by _state
         self._autopsy: Autopsy | None = None
         self._channel: Channel
         self._child: Child
@@ -154,7 +144,7 @@ class Runner:
     @property
     def alive(self) -> bool:
         """Whether it takes requests: it has neither died nor been stopped."""
-        return self._epitaph is None and not self._stopping
+        return self._flight.open
 
     @property
     def log_lines(self) -> tuple[str, ...]:
@@ -179,16 +169,11 @@ class Runner:
         self.stop(self._limits.term_s)
         if isinstance(self._loaded, protocol.Failed):
             raise LoadFailedError(self._loaded.message)
-        raise LoadFailedError(f"while loading: {self._epitaph}")
+        raise LoadFailedError(f"while loading: {self._flight.epitaph}")
 
     def on_exit(self, tell: Callable[[RunnerCrashedError], None]) -> None:
         """Have ``tell`` called once when the child dies unasked; at once if it already has."""
-        with self._state:
-            if self._epitaph is None:
-                self._on_exit = tell
-                return
-        if not self._stopping:
-            tell(self._crash())
+        self._flight.on_crash(tell)
 
     def generate(self, request: protocol.Generate | protocol.Embed) -> Stream:
         """Start a completion or embeddings. The runner numbers it; ``request.id`` is not used.
@@ -197,14 +182,10 @@ class Runner:
             RunnerCrashedError: the child is dead.
             BadRequestError: the request is no valid Unicode, or larger than a line may be.
         """
-        request = replace(request, id=next(self._ids))
+        request = replace(request, id=self._flight.new_id())
         line = encode(request)
         stream = Stream(cancel=lambda: self._cancel(request.id))
-        with self._state:
-            self._refuse_dead()
-            if not self._streams:
-                self._watchdog.busy(time.monotonic())
-            self._streams[request.id] = stream
+        self._flight.add_stream(request.id, stream, time.monotonic())
         self._send(line)
         return stream
 
@@ -218,7 +199,7 @@ class Runner:
             BadRequestError: the text is no valid Unicode, or larger than a line may be.
         """
         message = protocol.Tokenize(
-            id=next(self._ids), text=text, add_bos=add_bos, parse_special=parse_special
+            id=self._flight.new_id(), text=text, add_bos=add_bos, parse_special=parse_special
         )
         return self._call(message, protocol.Tokens).tokens
 
@@ -231,7 +212,7 @@ class Runner:
             parse_special: texts of control tokens become control tokens.
         """
         message = protocol.Tokenize(
-            id=next(self._ids),
+            id=self._flight.new_id(),
             text=text,
             add_bos=False,
             parse_special=parse_special,
@@ -246,14 +227,14 @@ class Runner:
         Raises:
             BadRequestError: one cannot be decoded, or the model sees no images.
         """
-        answer = self._call(protocol.Look(id=next(self._ids), images=images), protocol.Tokens)
+        answer = self._call(protocol.Look(id=self._flight.new_id(), images=images), protocol.Tokens)
         if answer.refused:
             raise BadRequestError(answer.refused)
         return answer.tokens
 
     def detokenize(self, tokens: tuple[int, ...]) -> str:
         """Turn token ids into text. Raises as `tokenize` does."""
-        message = protocol.Detokenize(id=next(self._ids), tokens=tokens)
+        message = protocol.Detokenize(id=self._flight.new_id(), tokens=tokens)
         return self._call(message, protocol.Text).text
 
     def stop(self, grace_s: float) -> None:
@@ -262,8 +243,7 @@ class Runner:
         The socket is closed, which a runner obeys; after ``grace_s`` its process group gets
         SIGTERM, after ``term_s`` more SIGKILL. Requests in flight get `RunnerCrashedError`.
         """
-        with self._state:
-            self._stopping = True
+        self._flight.stop()
         self._channel.hang_up()
         if not self._child.wait(grace_s):
             self._child.signal(signal.SIGTERM)
@@ -274,9 +254,7 @@ class Runner:
 
     def _cancel(self, request_id: int) -> None:
         """End a request; nothing happens when it has ended, or the child is dead."""
-        with self._state:
-            known = request_id in self._streams
-        if known:
+        if self._flight.has(request_id):
             with contextlib.suppress(RunnerCrashedError):  # its stream tells
                 self._send(protocol.encode(protocol.Cancel(id=request_id)))
 
@@ -286,10 +264,7 @@ class Runner:
         kind: type[_Answer],
     ) -> _Answer:
         line = encode(message)
-        inbox: _Inbox = queue.SimpleQueue()
-        with self._state:
-            self._refuse_dead()
-            self._calls[message.id] = inbox
+        inbox = self._flight.add_call(message.id)
         try:
             self._send(line)
             answer = inbox.get(timeout=self._limits.call_s)
@@ -297,18 +272,10 @@ class Runner:
             text = f"the runner did not answer within {self._limits.call_s:g} s"
             raise RunnerCrashedError(text) from None
         finally:
-            with self._state:
-                self._calls.pop(message.id, None)
+            self._flight.end_call(message.id)
         if isinstance(answer, kind):
             return answer
-        raise answer if isinstance(answer, RunnerCrashedError) else self._crash()
-
-    def _refuse_dead(self) -> None:
-        if self._stopping or self._epitaph is not None:
-            raise self._crash()
-
-    def _crash(self) -> RunnerCrashedError:
-        return RunnerCrashedError(self._epitaph or STOPPED)
+        raise answer if isinstance(answer, RunnerCrashedError) else self._flight.crash()
 
     def _send(self, line: bytes) -> None:
         """Write one line; a child that does not take it within ``send_s`` is killed."""
@@ -321,7 +288,7 @@ class Runner:
         else:
             return
         self._dead.wait(TICK_S)
-        raise self._crash()
+        raise self._flight.crash()
 
     def _live(
         self, command: Sequence[str], theirs: socket.socket, born: queue.SimpleQueue[OSError | None]
@@ -355,9 +322,7 @@ class Runner:
             if now_s - max(self._heard_s, self._child.spoke_s) > self._limits.load_s:
                 self._child.kill(f"it made no progress for {self._limits.load_s:g} s")
             return
-        with self._state:
-            late, limit_s = self._watchdog.is_late(now_s), self._watchdog.limit_s
-        if late:
+        if (limit_s := self._flight.late(now_s)) is not None:
             self._child.kill(f"it made no step for {limit_s:.3g} s with requests to answer")
 
     def _dispatch(self, event: protocol.Event) -> None:
@@ -366,59 +331,30 @@ class Runner:
                 self._on_progress(event.fraction)
             case protocol.Ready() | protocol.Failed():
                 if isinstance(event, protocol.Ready):
-                    self._watchdog.loaded(event.batch_s)
+                    self._flight.loaded(event.batch_s)
                 self._loaded = event
                 self._settled.set()
             case protocol.Step():
-                with self._state:
-                    self._watchdog.step(self._heard_s, event.n)
-                for row in event.rows:
-                    self._deliver(row)
+                self._flight.step(event, self._heard_s)
             case protocol.Tokens() | protocol.Text():
-                with self._state:
-                    inbox = self._calls.get(_checked_id(event.id))
-                if inbox is not None:  # else the caller has given up
-                    inbox.put(event)
-
-    def _deliver(self, row: protocol.Row) -> None:
-        request_id = _checked_id(row.id)
-        ends = row.done is not None or row.fault is not None
-        with self._state:
-            stream = self._streams.get(request_id)
-            if ends:
-                self._streams.pop(request_id, None)
-                if self._streams:
-                    self._watchdog.alive(self._heard_s)
-                else:
-                    self._watchdog.idle()
-        if stream is not None:
-            stream.put(row)
+                self._flight.answer(event)
 
     def _bury(self) -> None:
         """After the last line: reap, tell every stream and call, then whoever asked."""
         if not self._child.wait(EXIT_S):
-            if not self._stopping:
+            if not self._flight.stopping:
                 self._child.kill("it closed its socket")
             self._child.wait()
         self._child.read_log(LAST_WORDS_S)
         folder = f"{Path(self.load.model_path).parent}/"  # clients need not know where it lies
-        with self._state:
-            self._epitaph = STOPPED if self._stopping else self._child.obituary(hide=folder)
-            if not (self._stopping or isinstance(self._loaded, protocol.Failed)):
-                self._autopsy = self._examine(self._epitaph, folder)
-            streams, self._streams = self._streams, {}
-            calls, self._calls = self._calls, {}
-            tell = None if self._stopping else self._on_exit
+        epitaph = self._flight.seal(self._child.obituary(hide=folder))
+        if epitaph != STOPPED and not isinstance(self._loaded, protocol.Failed):
+            self._autopsy = self._examine(epitaph, folder)
         self._dead.set()
         self._settled.set()
-        if tell is not None:  # first, so that whoever tries again gets another runner
-            tell(self._crash())
-        for stream in streams.values():
-            stream.put(self._crash())
-        for inbox in calls.values():
-            inbox.put(self._crash())
-        if not self._stopping:
-            _LOG.warning("runner %d: %s", self.pid, self._epitaph)
+        self._flight.land()
+        if epitaph != STOPPED:
+            _LOG.warning("runner %d: %s", self.pid, epitaph)
         self._channel.close()
         self._child.read_log()
 
@@ -431,14 +367,8 @@ class Runner:
             assertion=child.last_words.assertion,
             stack=child.last_words.stack,
             log=keepable(child.log_lines, hide=folder),
-            steps=self._watchdog.steps,
-            requests=tuple(sorted(self._streams)),
+            steps=self._flight.steps,
+            requests=self._flight.requests,
             ready=isinstance(self._loaded, protocol.Ready),
             lived_s=time.monotonic() - child.born_s,
         )
-
-
-def _checked_id(value: object) -> int:
-    if type(value) is not int:
-        raise RunnerCrashedError(f"id: expected an integer, found {value!r:.40}")
-    return value
