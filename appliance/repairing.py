@@ -15,7 +15,7 @@ from appliance import copying, gate
 from appliance.admission import known_policy, newer_roots, verify_envelope, with_roots
 from appliance.choice import profile_of
 from appliance.errors import AppError, UnusableModelError
-from appliance.importer import read_source
+from appliance.intake import read_source
 from appliance.journal import Journal
 from appliance.pushing import Tell, telling
 from appliance.room import check_room

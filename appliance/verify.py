@@ -27,7 +27,7 @@ from appliance.admission import (
 )
 from appliance.choice import Choice, choose, wish_for
 from appliance.errors import AppError
-from appliance.importer import read_source
+from appliance.intake import read_source
 from appliance.site import Observer, Request, Site
 from bundler.format.errors import BundleError, DamagedError
 from bundler.format.manifest import Artifact, Variant

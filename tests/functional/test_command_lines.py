@@ -13,6 +13,7 @@ from appliance import human
 from appliance.cli import run
 from appliance.config import Config
 from appliance.errors import ConfigError
+from bundler.cli import make_app as make_bundle_app
 from bundler.cli import run as run_bundle
 from hwprobe.cli import run as run_probe
 from hwprobe.errors import io_sentence
@@ -82,6 +83,28 @@ def test_listing_models_starts_without_codecs_and_tools(tmp_path: Path) -> None:
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_the_bundler_s_help_starts_without_codecs_and_tools() -> None:
+    """The lines of the help stand in a table, which says what the verbs themselves say."""
+    heavy = ("numpy", "zstandard", "cryptography", "rich", "bundler.pack")
+    code = (
+        "import sys\nfrom bundler.cli import run\n"
+        "run(['--help'])\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    *lines, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    verbs = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :] if line[2:3] != " "]
+    assert {"keygen", "pack", "sign", "contents", "root"} <= set(verbs)
+    for verb in verbs:
+        listed = make_bundle_app().registered_commands
+        (line,) = (one.help or "" for one in listed if one.name == verb)
+        own = typed("satchel-bundle", verb, "--help").stdout
+        assert line.split() == " ".join(own.split("\n\n")[1].split()).split()[: len(line.split())]
 
 
 def test_a_table_fits_eighty_columns_if_it_can() -> None:

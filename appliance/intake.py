@@ -1,0 +1,190 @@
+"""What an import is to do: which variants, under which names, and which files are not here yet.
+
+Step 6 of docs/bundle-format.md, section 8. Reads the medium and the store; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance import copying, gate
+from appliance.admission import Admitted, check_owner
+from appliance.choice import Choice, Install, choose, profile_of, wish_for
+from appliance.copying import Source
+from appliance.errors import RequestError
+from appliance.room import check_room
+from appliance.site import Observer, Request, Site
+from appliance.store import Store
+from bundler.format.carried import CarriedImage, read_images
+from bundler.format.digest import Descriptor, Digest
+from bundler.format.index import check_index, parse_index
+from bundler.format.manifest import Artifact, Manifest, Variant
+from bundler.format.name import ModelName
+from bundler.format.volume import BundleDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """One name, and everything it needs."""
+
+    name: ModelName
+    variant: Variant
+    artifact: Artifact
+    companions: tuple[tuple[str, Artifact], ...]
+    layers: tuple[tuple[Descriptor, bytes], ...]
+    config: bytes
+    manifest: bytes
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Every large file, the weights first."""
+        return (self.artifact, *(artifact for _, artifact in self.companions))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """What is to be done: names to set, and of their weights those that are not here yet."""
+
+    names: tuple[Arrival, ...]
+    missing: tuple[Source, ...]
+
+    @property
+    def need_bytes(self) -> int:
+        """Plain bytes that come from the medium."""
+        small = sum(len(data) for planned in self.names for _, data in planned.layers)
+        return sum(source.artifact.size_bytes for source in self.missing) + small
+
+
+def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
+    """The checked chunk index of an artifact.
+
+    Raises:
+        FormatError: it is missing, damaged, or unlike the statement.
+        MediumError: the medium cannot be read.
+    """
+    data = bundle.read_blob(
+        artifact.index.digest,
+        max_bytes=artifact.index.size_bytes,
+        size_bytes=artifact.index.size_bytes,
+    )
+    index = parse_index(data)
+    check_index(index, artifact)
+    return Source(bundle=bundle, artifact=artifact, index=index)
+
+
+def plan_intake(admitted: Admitted, request: Request, site: Site, observer: Observer) -> Intake:
+    """Choose variants and names, and make sure that what they need can be read and has room.
+
+    Raises:
+        BundleError: an index or a layer is not as it was signed, or a file is missing.
+        AppError: the machine, the channel or the store says no.
+    """
+    # 6. Which variant, whether it is here already, its index, and room for it.
+    manifest, wanted = admitted.manifest, request.wanted
+    gate.check_layers(manifest)
+    choices = tuple(
+        choose(model, site.machine, wish_for(site.config, model.name), wanted)
+        for model in manifest.models
+        if not wanted.models or model.name in wanted.models
+    )
+    for choice in choices:
+        observer.chosen(choice)
+    names = tuple(_planned(admitted.bundle, manifest, choices))
+    # Further variants take names of their own, which may be another channel's as well.
+    channel, allowed = manifest.bundle.channel, request.allow_channel
+    check_owner((one.name for one in names), channel, site.store, allowed=allowed)
+    weights = {one.digest: one for planned in names for one in planned.artifacts}
+    here = _present(site.store, weights.values(), observer)
+    missing = tuple(
+        read_source(admitted.bundle, artifact)
+        for digest, artifact in weights.items()
+        if digest not in here
+    )
+    plan = Intake(names=names, missing=missing)
+    for source in missing:
+        for segment in source.artifact.segments:
+            # Opened now so that a missing volume shows before gigabytes were copied.
+            admitted.bundle.open_segment(segment.digest, size_bytes=segment.size_bytes).close()
+    _check_room(plan, site)
+    return plan
+
+
+def _planned(
+    bundle: BundleDirectory, manifest: Manifest, choices: tuple[Choice, ...]
+) -> Iterable[Arrival]:
+    taken: set[tuple[str, ...]] = set()
+    images = {(one.model, one.variant): one for one in read_images(manifest.extensions)}
+    for choice in choices:
+        layers = gate.read_layers(bundle, manifest, choice.model)
+        for install in choice.installs:
+            if install.name.folded() in taken:
+                raise RequestError(
+                    f"{install.name.short()}: expected one model of this name, found two",
+                    hint="import without --all and name the variant you want",
+                )
+            taken.add(install.name.folded())
+            yield _planned_variant(
+                install,
+                manifest,
+                layers,
+                images.get((choice.model.name.short(), install.variant.id)),
+            )
+
+
+def _planned_variant(
+    install: Install,
+    manifest: Manifest,
+    layers: tuple[tuple[Descriptor, bytes], ...],
+    image: CarriedImage | None,
+) -> Arrival:
+    variant = install.variant
+    artifact = manifest.artifact(variant.artifact)
+    companions = gate.companions(manifest, variant)
+    if image is not None:
+        gate.check_image(image, artifact, companions, layers)
+        config, written = image.config, image.manifest
+    else:
+        config = gate.config_blob(profile_of(variant), artifact.digest)
+        written = gate.model_manifest(artifact, layers, config, companions)
+    return Arrival(
+        name=install.name,
+        variant=variant,
+        artifact=artifact,
+        companions=companions,
+        layers=layers,
+        config=config,
+        manifest=written,
+    )
+
+
+def _present(store: Store, artifacts: Iterable[Artifact], observer: Observer) -> set[Digest]:
+    """The weights that are here already; their bytes are checked, not trusted."""
+    here = set()
+    for artifact in artifacts:
+        described = Descriptor(
+            media_type=artifact.media, digest=artifact.digest, size_bytes=artifact.size_bytes
+        )
+        if store.has_blob(described):
+            observer.begins(f"checking {artifact.digest.short()}", artifact.size_bytes)
+            path = store.paths.blob(artifact.digest)
+            if copying.file_digest(path, progress=observer.advances) == artifact.digest:
+                here.add(artifact.digest)
+    return here
+
+
+def _check_room(plan: Intake, site: Site) -> None:
+    if not plan.missing:
+        return
+    paths = site.store.paths
+    staged = sum(_allocated(paths.staged(source.artifact.digest)) for source in plan.missing)
+    check_room(paths, plan.need_bytes, site.config.store.reserve_bytes, taken_bytes=staged)
+
+
+def _allocated(path: Path) -> int:
+    """What an interrupted import's staging file already takes; it will be used again."""
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0

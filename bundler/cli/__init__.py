@@ -1,0 +1,127 @@
+"""``satchel-bundle``: make keys, pack models into signed bundles, look into bundles."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
+
+import typer
+
+from bundler.cli.frame import PROGRAM
+from bundler.format.errors import BundleError
+from hwprobe.errors import GgufError, ProbeError, io_sentence
+
+_EXIT_FAILED: Final = 1
+_EXIT_USAGE: Final = 2
+_EXIT_MALFORMED: Final = 10
+_EXIT_INTERRUPTED: Final = 130
+
+_VERBS: Final[Mapping[str, tuple[str, str]]] = {
+    "keygen": (
+        "keys",
+        "Make a signing key: NAME.key stays here, NAME.pub goes to the target.",
+    ),
+    "pack": ("packing", "Pack a model into a signed bundle."),
+    "sign": ("signatures", "Add a signature to a finished bundle; the weights are not needed."),
+    "contents": ("signatures", "List what a bundle says it holds. Nothing is verified."),
+    "root": (
+        "roots",
+        "Say who may sign for which channel, and change it in a way sites can follow.",
+    ),
+}
+"""Verb → its module of this package, and its line in the help. Only the module of the verb that
+was typed is imported: the codecs and the sources' tools of the others cost most of a start."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - slow, and rarely asked for
+
+        print(f"{PROGRAM} {version('satchel')}")
+        raise typer.Exit
+
+
+def _options(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", "-v", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    del show_version
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def make_app(verb: str = "") -> typer.Typer:
+    """The command line, in which this verb works and the others are lines of the help."""
+    app = typer.Typer(
+        name=PROGRAM,
+        help="Pack models into signed bundles, on a connected computer.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_options)
+    module = _VERBS[verb][0] if verb in _VERBS else ""
+    added = False
+    for name, (its_module, line) in _VERBS.items():
+        if its_module != module:
+            app.command(name, help=line)(_unloaded)
+        elif not added:
+            importlib.import_module(f"{__name__}.{module}").add_to(app)
+            added = True
+    return app
+
+
+def _unloaded() -> None:
+    """In the place of a verb that was not typed."""
+    raise AssertionError("unreachable: the verb that was typed is loaded")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors go to stderr in one form."""
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    try:
+        code: Any = make_app(verb)(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", "", _EXIT_INTERRUPTED)
+    except typer.TyperException as error:
+        text = getattr(error, "format_message", error.__str__)()
+        return _complain(
+            text[:1].lower() + text[1:].rstrip("."), f"see: {PROGRAM} --help", _EXIT_USAGE
+        )
+    except (BundleError, ProbeError, OSError) as error:
+        return _complain(*_explained(error))
+    if code == _EXIT_INTERRUPTED:
+        # typer turns an interrupt of a running command into this code, without a word.
+        return _complain("interrupted", "", _EXIT_INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _explained(error: BundleError | ProbeError | OSError) -> tuple[str, str, int]:
+    """Message, hint and exit code."""
+    match error:
+        case BundleError():
+            return str(error), error.hint, error.exit_code
+        case GgufError():
+            return str(error), error.hint, _EXIT_MALFORMED
+        case ProbeError():
+            return str(error), error.hint, _EXIT_FAILED
+        case _:
+            return io_sentence(error), "", _EXIT_FAILED
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"{PROGRAM}: hint: {hint}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))
