@@ -12,14 +12,15 @@ from pathlib import Path
 from appliance.catalogue import Catalogue
 from appliance.config import TrustConfig
 from appliance.errors import AppError, OtherChannelError, RootBehindError, SeveralBundlesError
-from appliance.trust import TrustPolicy, check_audience, check_expiry, load_policy
+from appliance.policyfile import load_policy
+from appliance.trust import TrustPolicy, check_audience, check_expiry
 from bundler.format import envelope
+from bundler.format.chain import VerifiedRoot, walk
 from bundler.format.digest import Digest
 from bundler.format.envelope import VerifiedManifest
 from bundler.format.errors import ChannelRefusedError, FormatError, UnsupportedError
 from bundler.format.manifest import Manifest
 from bundler.format.name import ModelName
-from bundler.format.root import VerifiedRoot, walk
 from bundler.format.volume import BundleDirectory, find_bundles
 
 

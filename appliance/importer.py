@@ -30,13 +30,13 @@ from appliance.errors import AppError, store_io
 from appliance.intake import Arrival, Intake, plan_intake
 from appliance.journal import Journal
 from appliance.model import Origin, Provenance
+from appliance.policyfile import adopt_root, load_policy, save_policy
 from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
 from appliance.site import Observer, Request, Site
 from appliance.store import Store, StoreWriter
-from appliance.trust import adopt_root, load_policy, save_policy
+from bundler.format.chain import VerifiedRoot
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError, MediumError
-from bundler.format.root import VerifiedRoot
 from bundler.format.volume import BundleDirectory
 
 

@@ -22,7 +22,7 @@ from appliance.catalogue import Catalogue, StoreFault, Survey
 from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
 from appliance.journal import Journal
 from appliance.model import Origin, parse_image, parse_origin
-from appliance.trust import load_policy
+from appliance.policyfile import load_policy
 from appliance.uploads import Upload, UploadLimits, receiving, tidy
 from appliance.workplace import tidy_workplaces
 from bundler.format import fsio

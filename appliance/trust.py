@@ -10,16 +10,14 @@ Rules:
    here counts for nothing all the same;
  * the latest signed time that was accepted is a lower bound of the present.
 
-Decisions are pure; `load_policy` and `save_policy` are the only functions that touch a file.
+Pure: `appliance.policyfile` keeps the policy on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 from appliance.errors import (
     ExpiredError,
@@ -30,19 +28,13 @@ from appliance.errors import (
     RevokedBundleError,
     SequenceJumpError,
     SequenceReuseError,
-    StoreCorruptError,
     WrongSiteError,
-    store_io,
 )
-from bundler.format import fsio
+from bundler.format.chain import VerifiedRoot
 from bundler.format.digest import Digest
 from bundler.format.envelope import KeyRole
-from bundler.format.errors import BundleError, MissingBlobError
 from bundler.format.keys import KeyId, PublicKey
-from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES
-from bundler.format.root import VerifiedRoot, verify_first
 from bundler.format.statement import format_time, parse_time
-from bundler.format.strict import encode_json, parse_json
 
 MAX_SEQUENCE_STEP = 10_000
 """How far ahead of the last accepted number the next may be (threat 6, fast-forward)."""
@@ -50,12 +42,6 @@ MAX_CLOCK_STEP = timedelta(days=400)
 """How far one bundle moves the lower bound of the present (threat 23)."""
 EVERYBODY = "*"
 """An audience that names every site."""
-
-_FILE = "policy.json"
-_MAX_FILE_BYTES = 4 << 20
-_VERSION = 2
-_OLDER = 1
-"""Without root and clock: what a release that knew only pinned keys wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,58 +306,6 @@ def check_expiry(expires: str | None, *, now: str, policy: str) -> str:
     return text
 
 
-def load_policy(directory: Path) -> TrustPolicy:
-    """Read the policy; none yet means that nobody is trusted.
-
-    Raises:
-        StoreCorruptError: the file is damaged; nothing is trusted then.
-        StoreAccessError: it cannot be read.
-    """
-    path = directory / _FILE
-    try:
-        try:
-            with store_io("read the trust policy"):
-                data = fsio.read_bounded(path, max_bytes=_MAX_FILE_BYTES)
-        except MissingBlobError:
-            return TrustPolicy()
-        return _decode(parse_json(data, max_bytes=_MAX_FILE_BYTES), directory)
-    except (BundleError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreCorruptError(
-            f"trust policy {path}: damaged: {error}",
-            hint="restore it from a backup; removing it forgets keys and accepted bundles",
-        ) from error
-
-
-def save_policy(directory: Path, policy: TrustPolicy) -> None:
-    """Write the policy durably; the caller holds the store's lock.
-
-    Raises:
-        StoreAccessError: it cannot be written; the old one is as it was.
-        NoSpaceError: likewise.
-    """
-    with store_io("write the trust policy"):
-        fsio.atomic_write(directory / _FILE, encode_json(_encode(policy)) + b"\n", mode=0o644)
-
-
-def _encode(policy: TrustPolicy) -> dict[str, Any]:
-    return {
-        "version": _VERSION,
-        "threshold": policy.threshold,
-        "keys": [
-            {"label": key.label, "key": key.key.text(), "added": key.added_at}
-            for key in policy.keys
-        ],
-        "revoked": sorted(policy.revoked),
-        "root": policy.root
-        and {"version": policy.root.root.version, "digest": str(policy.root.digest)},
-        "clock": policy.clock,
-        "accepted": {
-            channel: {str(seq): str(digest) for seq, digest in numbers.items()}
-            for channel, numbers in policy.accepted.items()
-        },
-    }
-
-
 def check_pin(current: VerifiedRoot | None, root: VerifiedRoot, *, replace: bool) -> bool:
     """Whether a root that an operator vouches for is still to be put in force.
 
@@ -388,67 +322,3 @@ def check_pin(current: VerifiedRoot | None, root: VerifiedRoot, *, replace: bool
             hint="newer roots come with bundles; to begin a new chain in person: --replace",
         )
     return True
-
-
-def adopt_root(directory: Path, roots: Sequence[VerifiedRoot]) -> None:
-    """Put the last of these roots in force, durably; the caller holds the store's lock.
-
-    The files come first and the policy names the one in force: a crash in between leaves files
-    that nothing refers to, and the next time writes them again.
-
-    Args:
-        directory: of the trust policy.
-        roots: verified, in order; the earlier ones are kept for the record.
-
-    Raises:
-        StoreAccessError: a file cannot be written; the old root is in force.
-        NoSpaceError: likewise.
-    """
-    with store_io("write the trust root"):
-        for one in roots:
-            fsio.atomic_write(
-                directory / _root_file(one.root.version, one.digest), one.data, mode=0o644
-            )
-    save_policy(directory, replace(load_policy(directory), root=roots[-1]))
-
-
-def _root_file(version: int, digest: Digest) -> str:
-    # The digest keeps chains apart: a replaced root's file is never written over.
-    return f"root-{version:06d}-{digest.hex[:16]}.dsse.json"
-
-
-def _load_root(directory: Path, value: dict[str, Any] | None) -> VerifiedRoot | None:
-    if value is None:
-        return None
-    digest = Digest.parse(value["digest"])
-    path = directory / _root_file(value["version"], digest)
-    data = fsio.read_bounded(path, max_bytes=MAX_ROOT_ENVELOPE_BYTES)
-    return verify_first(data, digest=digest)
-
-
-def _decode(value: dict[str, Any], directory: Path) -> TrustPolicy:
-    if value["version"] == _OLDER:
-        value = {**value, "version": _VERSION, "root": None, "clock": ""}
-    if value["version"] != _VERSION:
-        raise ValueError(f"version: expected {_VERSION}, found {value['version']!r}")
-    threshold = value["threshold"]
-    if not isinstance(threshold, int) or isinstance(threshold, bool) or threshold < 1:
-        raise ValueError(f"threshold: expected an integer from 1, found {threshold!r}")
-    return TrustPolicy(
-        keys=tuple(
-            TrustedKey(label=key["label"], key=PublicKey.parse(key["key"]), added_at=key["added"])
-            for key in value["keys"]
-        ),
-        threshold=threshold,
-        revoked=frozenset(KeyId(key_id) for key_id in value["revoked"]),
-        accepted={
-            channel: {int(seq): Digest.parse(digest) for seq, digest in numbers.items()}
-            for channel, numbers in value["accepted"].items()
-        },
-        root=_load_root(directory, value["root"]),
-        clock=_clock(value["clock"]),
-    )
-
-
-def _clock(text: str) -> str:
-    return format_time(parse_time(text)) if text else ""

@@ -15,8 +15,8 @@ from typing import Final
 
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope, fsio
+from bundler.format.chain import file_name
 from bundler.format.manifest import Manifest, encode_manifest
-from bundler.format.root import file_name
 from bundler.format.volume import ENVELOPE_NAME, ROOT_DIRECTORY
 from bundler.medium import Sink, read_back
 from bundler.oci import OCI_LAYOUT, write_oci

@@ -26,13 +26,14 @@ from appliance.config import Config
 from appliance.crashes import CrashFolder
 from appliance.errors import AppError, RequestError
 from appliance.journal import Journal, timestamp
+from appliance.policyfile import adopt_root, load_policy, save_policy
 from appliance.settings import MODEL_SETTINGS, SETTINGS
-from appliance.trust import TrustPolicy, adopt_root, check_pin, load_policy, save_policy
+from appliance.trust import TrustPolicy, check_pin
 from bundler.format import fsio
+from bundler.format.chain import VerifiedRoot, verify_first
 from bundler.format.errors import BundleError
 from bundler.format.keys import KeyId, PublicKey, key_words
 from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES
-from bundler.format.root import VerifiedRoot, verify_first
 
 _MAX_KEY_FILE_BYTES = 64 << 10
 _HEALTH_TIMEOUT_S = 10.0

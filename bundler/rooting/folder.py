@@ -14,25 +14,21 @@ from pathlib import Path
 
 from bundler.errors import PackError
 from bundler.format import envelope, fsio
+from bundler.format.chain import (
+    ROOT_PAYLOAD_TYPE,
+    VerifiedRoot,
+    check_follows,
+    file_name,
+    parse_root_envelope,
+    verify_first,
+    verify_next,
+)
 from bundler.format.digest import Digest
 from bundler.format.envelope import Envelope
 from bundler.format.errors import MissingBlobError, TrustError
 from bundler.format.keys import KeyId, PublicKey, SigningKey
 from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES, MAX_ROOT_VERSIONS
-from bundler.format.root import (
-    BUNDLE_ROLE,
-    ROOT_PAYLOAD_TYPE,
-    Role,
-    Root,
-    VerifiedRoot,
-    check_follows,
-    encode_root,
-    file_name,
-    parse_root,
-    parse_root_envelope,
-    verify_first,
-    verify_next,
-)
+from bundler.format.root import BUNDLE_ROLE, Role, Root, encode_root, parse_root
 
 TOP: str = "root"
 """The role that signs roots."""

@@ -13,13 +13,15 @@ from appliance.choice import Choice, Wanted
 from appliance.config import Config
 from appliance.importer import import_bundle
 from appliance.layout import Paths
+from appliance.policyfile import adopt_root, load_policy, save_policy
 from appliance.receipt import Receipt
 from appliance.site import Request, Site
 from appliance.store import Store
-from appliance.trust import TrustPolicy, adopt_root, load_policy, save_policy
+from appliance.trust import TrustPolicy
 from appliance.verify import Report, verify_bundle
+from bundler.format.chain import verify_first
 from bundler.format.keys import SigningKey
-from bundler.format.root import Root, verify_first
+from bundler.format.root import Root
 from hwprobe.machine import Cpu, Machine, Memory
 from tests.fakes.forge import TRUSTED, Forged
 from tests.fakes.roots import signed

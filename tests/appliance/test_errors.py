@@ -17,10 +17,11 @@ from appliance.config import Config
 from appliance.creating import create
 from appliance.creation import CreateRequest
 from appliance.errors import AppError
+from appliance.policyfile import save_policy
 from appliance.pulling import pull
 from appliance.pushing import push
 from appliance.settings import HostText
-from appliance.trust import TrustPolicy, save_policy
+from appliance.trust import TrustPolicy
 from appliance.uploads import UploadLimits
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError

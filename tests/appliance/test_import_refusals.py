@@ -192,7 +192,7 @@ def test_the_site_s_floor_for_signatures_holds_whatever_the_policy_says(desk: De
 
 
 def test_signature_of_a_revoked_key_is_refused(tmp_path: Path) -> None:
-    from appliance.trust import load_policy, save_policy
+    from appliance.policyfile import load_policy, save_policy
 
     desk = make_desk(tmp_path, TRUSTED, SECOND)
     with desk.store.writing():
@@ -202,7 +202,8 @@ def test_signature_of_a_revoked_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_site_that_trusts_nobody_refuses_everything(tmp_path: Path) -> None:
-    from appliance.trust import TrustPolicy, save_policy
+    from appliance.policyfile import save_policy
+    from appliance.trust import TrustPolicy
 
     desk = make_desk(tmp_path)
     with desk.store.writing():
@@ -585,6 +586,6 @@ def test_any_changed_byte_of_a_bundle_is_refused(
 
 
 def test_the_forge_s_keys_are_what_the_desk_trusts(desk: Desk) -> None:
-    from appliance.trust import load_policy
+    from appliance.policyfile import load_policy
 
     assert load_policy(desk.store.paths.trust).active_keys() == trusting(TRUSTED)

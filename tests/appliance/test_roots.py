@@ -22,7 +22,9 @@ from appliance.errors import (
     WrongSiteError,
 )
 from appliance.journal import Journal
-from appliance.trust import TrustPolicy, load_policy, ratchet, save_policy
+from appliance.policyfile import load_policy, save_policy
+from appliance.trust import TrustPolicy, ratchet
+from bundler.format.chain import verify_first
 from bundler.format.digest import Digest
 from bundler.format.errors import (
     ChannelRefusedError,
@@ -33,7 +35,6 @@ from bundler.format.errors import (
     UntrustedKeyError,
 )
 from bundler.format.keys import KeyId, SigningKey, key_words
-from bundler.format.root import verify_first
 from tests.appliance.sites import Desk, pin, snapshot
 from tests.fakes.forge import SECOND, STRANGER, TRUSTED, Forged, forge, tiny_model
 from tests.fakes.roots import ROOT_A, ROOT_B, ROOT_C, make_root, signed

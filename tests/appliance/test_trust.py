@@ -19,14 +19,8 @@ from appliance.errors import (
     StoreCorruptError,
     WrongSiteError,
 )
-from appliance.trust import (
-    MAX_SEQUENCE_STEP,
-    TrustPolicy,
-    check_audience,
-    check_expiry,
-    load_policy,
-    save_policy,
-)
+from appliance.policyfile import load_policy, save_policy
+from appliance.trust import MAX_SEQUENCE_STEP, TrustPolicy, check_audience, check_expiry
 from bundler.format.digest import Digest
 from tests.appliance.sites import Desk
 from tests.fakes.forge import SECOND, STRANGER, TRUSTED, forge, tiny_model

@@ -11,9 +11,10 @@ import pytest
 from appliance.cli import run
 from appliance.errors import AppError, OlderBundleError, StoreError, UnusableModelError
 from appliance.layout import Paths
+from appliance.policyfile import load_policy, save_policy
 from appliance.receipt import last_receipt
 from appliance.store import Store
-from appliance.trust import TrustPolicy, load_policy, save_policy
+from appliance.trust import TrustPolicy
 from bundler.format.digest import Digest
 from bundler.format.errors import DamagedError
 from bundler.format.manifest import BlobRef, sum_totals

@@ -139,5 +139,7 @@ def test_no_download_address_is_committed() -> None:
     assert [
         path.name
         for path in pinned
-        if re.search(r"https?://|--(extra-)?index-url|--find-links|--trusted-host", path.read_text())
+        if re.search(
+            r"https?://|--(extra-)?index-url|--find-links|--trusted-host", path.read_text()
+        )
     ] == []

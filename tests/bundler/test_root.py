@@ -16,6 +16,7 @@ from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Root as TufRoot  # type: ignore[attr-defined]
 
 from bundler.format import envelope
+from bundler.format.chain import verify_first, verify_next, walk
 from bundler.format.digest import Digest
 from bundler.format.envelope import KeyRole
 from bundler.format.errors import (
@@ -32,14 +33,7 @@ from bundler.format.errors import (
     UntrustedKeyError,
 )
 from bundler.format.keys import SigningKey
-from bundler.format.root import (
-    Root,
-    encode_root,
-    parse_root,
-    verify_first,
-    verify_next,
-    walk,
-)
+from bundler.format.root import Root, encode_root, parse_root
 from tests.fakes.forge import SECOND, STRANGER, TRUSTED, forge, trusting
 from tests.fakes.roots import (
     ROOT_A,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundler.cli import run
-from bundler.format.root import verify_first, walk
+from bundler.format.chain import verify_first, walk
 from bundler.format.volume import BundleDirectory
 from bundler.rooting.folder import open_roots
 from tests.fakes.forge import tiny_model

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bundler.format import errors
-from bundler.format.root import encode_root, verify_first, walk
+from bundler.format.chain import verify_first, walk
+from bundler.format.root import encode_root
 from tests.vectors.make_root_vectors import vectors
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "root-v1"

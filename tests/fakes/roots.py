@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from bundler.format import envelope
+from bundler.format.chain import ROOT_PAYLOAD_TYPE
 from bundler.format.envelope import Envelope
 from bundler.format.keys import PublicKey, SigningKey
-from bundler.format.root import ROOT_PAYLOAD_TYPE, Role, Root, encode_root
+from bundler.format.root import Role, Root, encode_root
 from tests.fakes.forge import SECOND, TRUSTED
 
 ROOT_A = SigningKey.from_seed(b"a" * 32)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.trust import load_policy
+from appliance.policyfile import load_policy
 from bundler.format.name import ModelName
 from tests.appliance.sites import Desk, make_desk
 from tests.fakes.forge import forge, tiny_model
