@@ -1,4 +1,4 @@
-"""Key files: make a pair, and read a signing key with its passphrase."""
+"""Where signing keys come from: files with their passphrases, tokens with their PINs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Final
 
 from bundler.format.errors import BundleError, KeyFileError
 from bundler.format.fsio import atomic_write, create_new, read_bounded
-from bundler.format.keys import PublicKey, SigningKey
+from bundler.format.keys import PublicKey, Signer, SigningKey
+from bundler.keyuri import KeyUri, is_key_uri, parse_key_uri
+from bundler.tokens import open_token_key
 
 PRIVATE_SUFFIX: Final = ".key"
 PUBLIC_SUFFIX: Final = ".pub"
 _MAX_KEY_BYTES: Final = 64 << 10
+_MAX_PIN_BYTES: Final = 1_024
 
 
 def make_pair(stem: Path, passphrase: bytes | None) -> tuple[Path, Path, PublicKey]:
@@ -73,12 +76,43 @@ def check_private(path: Path) -> None:
 def public_text(key: PublicKey, label: str) -> bytes:
     """Content of a public key file; `PublicKey.parse` reads it."""
     lines = (
-        f"# satchel public key {label}",
+        f"# satchel public key {label}".rstrip(),
         f"# key id {key.key_id}",
         f"# words  {key.words()}",
         key.text(),
     )
     return "".join(line + "\n" for line in lines).encode("utf-8")
+
+
+def load_signer(
+    text: str, *, passphrase: Callable[[], bytes | None], pin: Callable[[KeyUri], str]
+) -> Signer:
+    """The signing key that a command line names: a key file, or a ``pkcs11:`` URI.
+
+    Args:
+        text: path or URI.
+        passphrase: asked for when a file is encrypted.
+        pin: asked for when the key is on a token and its URI names no file with the PIN.
+
+    Raises:
+        KeyFileError: the key cannot be used.
+    """
+    if not is_key_uri(text):
+        return load_signing_key(Path(text), passphrase)
+    uri = parse_key_uri(text)
+    return open_token_key(uri, lambda: _read_pin(Path(uri.pin_file)) if uri.pin_file else pin(uri))
+
+
+def _read_pin(path: Path) -> str:
+    check_private(path)
+    try:
+        # One line, as editors end it.
+        pin = read_bounded(path, max_bytes=_MAX_PIN_BYTES).removesuffix(b"\n").decode()
+    except (BundleError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"{path}: expected a PIN, found something else") from error
+    if not pin or not pin.isprintable():
+        raise KeyFileError(f"{path}: expected a PIN on one line, found none")
+    return pin
 
 
 def load_signing_key(path: Path, passphrase: Callable[[], bytes | None]) -> SigningKey:

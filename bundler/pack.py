@@ -123,7 +123,8 @@ def _already_there(request: PackRequest, recipe: Digest, progress: Progress) -> 
             f"{request.directory}: another bundle {request.channel} {request.seq} is already there",
             hint=f"give a higher number, such as --seq {request.seq + 1}",
         )
-    verified = envelope.verify(data, keys=keys, threshold=len(keys))
+    if keys:
+        envelope.verify(data, keys=keys, threshold=len(keys))
     files = signed_files(manifest)
     blobs = request.directory / "blobs" / "sha256"
     with progress.stage("checking the bundle that is there", sum(files.values())) as advance:
@@ -131,7 +132,7 @@ def _already_there(request: PackRequest, recipe: Digest, progress: Progress) -> 
     return Packed(
         directory=request.directory,
         manifest=manifest,
-        payload_digest=verified.digest,
+        payload_digest=Digest.of(envelope.parse(data).payload),
         was_there=True,
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from bundler.errors import PackError
 from bundler.format.errors import NoSpaceError
 from bundler.format.fsio import raise_io
-from bundler.format.keys import SigningKey
+from bundler.format.keys import Signer
 from bundler.format.manifest import Source
 from bundler.format.name import ModelName
 from bundler.format.statement import CHANNEL_PATTERN
@@ -37,6 +37,7 @@ class PackRequest:
         quantizations: variants to make from the source.
         include_source: carry the source itself as a variant too.
         keys: who signs.
+        unsigned: that nobody does yet; then there are no keys.
         layers: small files of the model.
         modelfile: the Modelfile to carry along, as it was given.
         licences: SPDX identifiers.
@@ -58,7 +59,8 @@ class PackRequest:
     seq: int
     quantizations: tuple[str, ...] = ()
     include_source: bool = False
-    keys: tuple[SigningKey, ...]
+    keys: tuple[Signer, ...]
+    unsigned: bool = False
     layers: Layers = ()
     modelfile: bytes | None = None
     licences: tuple[str, ...] = ()
@@ -160,8 +162,13 @@ def check_request(request: PackRequest) -> None:
         PackError: no key, or a field out of its form.
         ManifestError: channel or sequence number out of their form.
     """
-    if not request.keys:
-        raise PackError("key: expected at least one signing key, found none")
+    if not request.keys and not request.unsigned:
+        raise PackError(
+            "key: expected at least one signing key, found none",
+            hint="to sign later, on another machine: --unsigned",
+        )
+    if request.keys and request.unsigned:
+        raise PackError("expected --key or --unsigned, found both")
     for name in request.quantizations:
         known_quantization(name)
     fields = {"channel": request.channel, "seq": request.seq}

@@ -2,7 +2,8 @@
 
 A target refuses a bundle whose number on its channel is not above the last one it accepted.
 So the packer counts for each signing key: ``NAME.seq`` lies beside ``NAME.key`` and holds the
-last number of each channel. It travels with the key, whatever medium is written.
+last number of each channel. It travels with the key, whatever medium is written. Keys on tokens
+have no place beside them; their numbers stay on the packing machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from bundler.errors import PackError
 from bundler.format import envelope
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError
-from bundler.format.fsio import atomic_write, read_bounded
+from bundler.format.fsio import atomic_write, raise_io, read_bounded
 from bundler.format.statement import parse_manifest
 from bundler.format.strict import parse_json
 from bundler.format.volume import find_bundles
@@ -84,6 +85,10 @@ def remember(path: Path, channel: str, seq: int) -> None:
         BundleError: the file cannot be written.
     """
     known = read_counter(path)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise_io(error, path.parent)
     known[channel] = max(seq, known.get(channel, 0))
     atomic_write(path, json.dumps(known, sort_keys=True).encode() + b"\n")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from bundler.errors import PackError, SignaturesError
 from bundler.format import envelope, fsio
 from bundler.format.errors import LayoutError
-from bundler.format.keys import KeyId, SigningKey
+from bundler.format.keys import KeyId, Signer
 from bundler.format.limits import MAX_ENVELOPE_BYTES
 from bundler.format.manifest import Manifest
 from bundler.format.statement import parse_manifest
@@ -98,7 +98,7 @@ def attach(opened: OpenedEnvelope, path: Path) -> tuple[KeyId, ...]:
     return tuple(one.key_id for one in envelope.parse(written).signatures)
 
 
-def add_signature(opened: OpenedEnvelope, keys: Sequence[SigningKey]) -> tuple[KeyId, ...]:
+def add_signature(opened: OpenedEnvelope, keys: Sequence[Signer]) -> tuple[KeyId, ...]:
     """Sign what was opened, and put the envelope back whole.
 
     Returns:

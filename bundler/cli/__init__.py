@@ -23,6 +23,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
         "keys",
         "Make a signing key: NAME.key stays here, NAME.pub goes to the target.",
     ),
+    "public": ("keys", "Print the public half of a key, as the file for satchel trust add."),
     "pack": ("packing", "Pack a model into a signed bundle."),
     "sign": ("signatures", "Add a signature to a finished bundle; the weights are not needed."),
     "contents": ("signatures", "List what a bundle says it holds. Nothing is verified."),

@@ -19,7 +19,13 @@ PassphraseFile = Annotated[
     typer.Option(help=f"File with the key's passphrase; else {PASSPHRASE_VARIABLE}, else asked."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Keys = Annotated[list[Path], typer.Option("--key", help="Private key file; may be repeated.")]
+PIN_VARIABLE: Final = "SATCHEL_TOKEN_PIN"
+Keys = Annotated[
+    list[str] | None,
+    typer.Option("--key", metavar="KEY", help="Private key file or pkcs11: URI; may be repeated."),
+]
+"""A URI names a key on a token (docs/operating.md); its PIN comes from the file that the URI names,
+from `PIN_VARIABLE`, or from the terminal."""
 
 
 def print_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""``satchel-bundle keygen``."""
+"""``satchel-bundle keygen`` and ``public``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from bundler.cli.frame import Json, PassphraseFile, print_json
-from bundler.cli.signers import passphrase
-from bundler.keyfiles import make_pair
+from bundler.cli.signers import passphrase, signing_keys
+from bundler.keyfiles import make_pair, public_text
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the verbs to the command line."""
     app.command()(keygen)
+    app.command()(public)
 
 
 def keygen(
@@ -44,3 +45,13 @@ def keygen(
     print(f"key id       {key.key_id}")
     print(f"words        {key.words()}")
     print("read the words aloud to whoever adds the public key on the target")
+
+
+def public(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Private key file or pkcs11: URI.")],
+    label: Annotated[str, typer.Option(help="Name in the file's first comment.")] = "",
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Print the public half of a key, as the file for satchel trust add."""
+    (signer,) = signing_keys([key], passphrase_file)
+    print(public_text(signer.public_key, label).decode(), end="")

@@ -12,17 +12,17 @@ import typer
 
 from bundler.cli import inputs
 from bundler.cli.frame import Json, Keys, PassphraseFile, print_json, warn
-from bundler.cli.signers import issued_now, signing_keys
+from bundler.cli.signers import counter_of, issued_now, signing_keys
 from bundler.format.errors import BundleError
 from bundler.format.fsio import read_bounded
-from bundler.format.keys import SigningKey
+from bundler.format.keys import Signer
 from bundler.format.modelfile import MAX_MODELFILE_BYTES
 from bundler.layers import model_layers
 from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
 from bundler.plan import PackRequest, check_request, make_plan, plan_lines
 from bundler.screen import screen_progress
-from bundler.sequence import counter_file, remember, with_sequence
+from bundler.sequence import remember, with_sequence
 from bundler.site import read_site, site_lines
 from bundler.source.gguf_file import open_gguf
 from bundler.source.local import open_adapter
@@ -69,7 +69,10 @@ def pack(
             help="Model name on the target, such as demo or demo:v2.  [default: the source's]"
         ),
     ] = "",
-    key: Keys,
+    key: Keys = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Sign later: satchel-bundle sign.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Root of the medium to write to; must exist.")],
     seq: Annotated[
         int | None,
@@ -142,7 +145,8 @@ def pack(
         seq=1 if seq is None else seq,
         quantizations=tuple(one for one in quantize.split(",") if one.strip()),
         include_source=include_source,
-        keys=signing_keys(key, passphrase_file),
+        keys=signing_keys(key or [], passphrase_file),
+        unsigned=unsigned,
         layers=given,
         modelfile=read_bounded(modelfile, max_bytes=MAX_MODELFILE_BYTES) if modelfile else None,
         licences=tuple(spdx or ()),
@@ -169,7 +173,8 @@ def pack(
             plain_http=plain_http,
             work=Path(made),
         )
-        packed = _pack(request, named, access, seq, counter_file(key[0]), quiet=as_json)
+        counter = counter_of(key or [], request.keys)
+        packed = _pack(request, named, access, seq, counter, quiet=as_json)
     if as_json:
         print_json(_packed_json(packed, request.keys))
         return
@@ -178,6 +183,8 @@ def pack(
     print(f"bundle     {packed.payload_digest}")
     for one in request.keys:
         print(f"signed by  {one.public_key.words()}")
+    if unsigned:
+        print("not signed: no target takes it before satchel-bundle sign")
     for label, machine in sites:
         print("\n".join(site_lines(packed.manifest, machine, label)))
     print(f"safe to remove: {out}")
@@ -213,7 +220,7 @@ def _pack(
     return packed
 
 
-def _packed_json(packed: Packed, keys: tuple[SigningKey, ...]) -> dict[str, Any]:
+def _packed_json(packed: Packed, keys: tuple[Signer, ...]) -> dict[str, Any]:
     info = packed.manifest.bundle
     return {
         "directory": str(packed.directory),

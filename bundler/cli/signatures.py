@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bundler.cli.frame import Json, PassphraseFile, print_json
+from bundler.cli.frame import Json, Keys, PassphraseFile, print_json
 from bundler.cli.signers import signing_keys
 from bundler.contents import contents_json, contents_lines
 from bundler.format.keys import key_words
@@ -26,9 +26,7 @@ def sign(
         Path, typer.Argument(help="Medium, bundle directory, or bundle.dsse.json alone.")
     ],
     *,
-    key: Annotated[
-        list[Path] | None, typer.Option("--key", help="Private key file; may be repeated.")
-    ] = None,
+    key: Keys = None,
     emit_to: Annotated[
         Path | None,
         typer.Option("--emit", help="Write the envelope here, to be signed on another machine."),

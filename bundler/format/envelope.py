@@ -25,7 +25,7 @@ from bundler.format.errors import (
     UnsignedError,
     UntrustedKeyError,
 )
-from bundler.format.keys import KeyId, PublicKey, SigningKey
+from bundler.format.keys import KeyId, PublicKey, Signer
 from bundler.format.limits import MAX_ENVELOPE_BYTES, MAX_PAYLOAD_BYTES, MAX_SIGNATURES
 from bundler.format.manifest import Manifest
 from bundler.format.statement import parse_manifest
@@ -98,7 +98,7 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def sign(payload: bytes, keys: Iterable[SigningKey]) -> bytes:
+def sign(payload: bytes, keys: Iterable[Signer]) -> bytes:
     """An envelope around a payload, signed by every key.
 
     Raises:
@@ -108,7 +108,7 @@ def sign(payload: bytes, keys: Iterable[SigningKey]) -> bytes:
     return encode(add_signatures(empty, keys))
 
 
-def add_signatures(envelope: Envelope, keys: Iterable[SigningKey]) -> Envelope:
+def add_signatures(envelope: Envelope, keys: Iterable[Signer]) -> Envelope:
     """The envelope with one signature more per key; a key that signed before signs anew.
 
     Raises:

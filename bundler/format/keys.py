@@ -10,9 +10,9 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import Final, NewType, Protocol
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -122,6 +122,17 @@ class PublicKey:
         return True
 
 
+class Signer(Protocol):
+    """Whatever makes signatures of one key: a key in memory, or one on a token."""
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The public half."""
+
+    def sign(self, data: bytes) -> bytes:
+        """64 bytes that `public_key` verifies; raises KeyFileError where it cannot."""
+
+
 class SigningKey:
     """A private Ed25519 key. It is never shown and never pickled."""
 
@@ -157,7 +168,8 @@ class SigningKey:
                 "signing key: expected a passphrase, found none",
                 hint="set SATCHEL_KEY_PASSPHRASE or give --passphrase-file",
             ) from error
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except (ValueError, UnsupportedAlgorithm, InternalError) as error:
+            # The last one: OpenSSL itself found a well-formed file with an impossible key in it.
             if passphrase and b"ENCRYPTED" in pem:
                 raise KeyFileError("signing key: wrong passphrase, or a damaged file") from error
             raise KeyFileError("signing key: expected a PKCS#8 PEM file, found none") from error

@@ -13,7 +13,7 @@ import typer
 from bundler.errors import PackError
 from bundler.format.digest import Digest
 from bundler.format.fsio import read_bounded
-from bundler.format.keys import KeyId, PublicKey, SigningKey, key_words
+from bundler.format.keys import KeyId, PublicKey, Signer, key_words
 from bundler.format.root import BUNDLE_ROLE, OTHER_ROLES, Root
 from bundler.format.statement import CHANNEL_PATTERN
 from bundler.rooting import folder
@@ -49,7 +49,7 @@ class Shell:
         now: the time of a root, as the statement writes times.
     """
 
-    signing_keys: Callable[[list[Path], Path | None], tuple[SigningKey, ...]]
+    signing_keys: Callable[[list[str], Path | None], tuple[Signer, ...]]
     now: Callable[[], str]
 
 
@@ -161,7 +161,10 @@ def revoke(
 def sign(
     context: typer.Context,
     directory: Directory,
-    key: Annotated[list[Path], typer.Option("--key", help="Private key file of a root key.")],
+    key: Annotated[
+        list[str],
+        typer.Option("--key", metavar="KEY", help="Private key file or pkcs11: URI of a root key."),
+    ],
     passphrase_file: Annotated[
         Path | None, typer.Option(help="File with the keys' passphrase.")
     ] = None,

@@ -26,7 +26,7 @@ from bundler.format.chain import (
 from bundler.format.digest import Digest
 from bundler.format.envelope import Envelope
 from bundler.format.errors import MissingBlobError, TrustError
-from bundler.format.keys import KeyId, PublicKey, SigningKey
+from bundler.format.keys import KeyId, PublicKey, Signer
 from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES, MAX_ROOT_VERSIONS
 from bundler.format.root import BUNDLE_ROLE, Role, Root, encode_root, parse_root
 
@@ -144,7 +144,7 @@ def change(roots: Roots, edit: Callable[[Root], Root], *, issued: str) -> Roots:
     return _write(roots, _tidy(edit(replace(base, version=version, issued=issued))))
 
 
-def sign(roots: Roots, keys: Iterable[SigningKey]) -> Roots:
+def sign(roots: Roots, keys: Iterable[Signer]) -> Roots:
     """Add signatures to the draft, or to the last finished root.
 
     Raises:

@@ -25,6 +25,7 @@ OWNERS = {
     "llguidance": {"server.runner.grammar"},
     "jsonschema": {"server.conformance.__main__"},
     "jsonschema_specifications": {"server.conformance.__main__"},
+    "pkcs11": {"bundler.tokens"},
     "gguf": {"bundler.convert.writing"},
     "safetensors": {"bundler.convert.tensors"},
     "huggingface_hub": {"bundler.source.hub"},

@@ -9,6 +9,8 @@ import pytest
 
 from bundler.cli import run
 from bundler.errors import SignaturesError
+from bundler.format.errors import UnsignedError
+from bundler.format.keys import PublicKey
 from bundler.signing import attach, emit, open_envelope
 from tests.fakes.forge import SECOND, TRUSTED, forge, tiny_model, trusting, unpack
 
@@ -76,3 +78,36 @@ def test_every_refusal_is_one_line_with_its_exit_code(
     assert run(["sign", "stick", *arguments]) == code
     assert says in capsys.readouterr().err
     assert open_envelope(desk / "stick") == before
+
+
+def test_a_bundle_is_packed_without_a_key_and_signed_elsewhere(desk: Path) -> None:
+    (desk / "tiny.gguf").write_bytes(tiny_model())
+    (desk / "new").mkdir()
+    packing = ["pack", "tiny.gguf", "--name", "demo", "--out", "new", "--seq", "1"]
+    assert run(packing) == 1
+    assert not any((desk / "new").iterdir())
+    assert run([*packing, "--unsigned", "--key", "second.key"]) == 1
+    assert run([*packing, "--unsigned"]) == 0
+    assert open_envelope(desk / "new").envelope.signatures == ()
+    with pytest.raises(UnsignedError):
+        unpack(desk / "new", trusting(SECOND))
+    assert run([*packing, "--unsigned"]) == 0  # it is there, and every byte of it is checked
+    assert run(["sign", "new", "--emit", "out.json"]) == 0
+    assert run(["sign", "out.json", "--key", "second.key"]) == 0
+    assert run(["sign", "new", "--attach", "out.json"]) == 0
+    assert unpack(desk / "new", trusting(SECOND))
+
+
+def test_unsigned_bundles_count_on_their_own(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(desk / "state"))
+    (desk / "tiny.gguf").write_bytes(tiny_model())
+    (desk / "new").mkdir()
+    assert run(["pack", "tiny.gguf", "--name", "demo", "--out", "new", "--unsigned"]) == 0
+    assert (desk / "state" / "satchel" / "unsigned.seq").read_text() == '{"main": 1}\n'
+
+
+@pytest.mark.usefixtures("desk")
+def test_the_public_half_of_a_key_file_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["public", "second.key", "--label", "second"]) == 0
+    assert PublicKey.parse(capsys.readouterr().out) == SECOND.public_key
+    assert run(["public", "nowhere.key"]) == 1

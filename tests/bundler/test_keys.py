@@ -115,6 +115,17 @@ def test_any_text_is_a_public_key_or_refused(text: str) -> None:
         return
 
 
+def test_a_key_that_openssl_cannot_set_up_is_refused() -> None:
+    """One flipped bit of the algorithm makes it an X448 key with a seed of the wrong length."""
+    pem = (
+        b"-----BEGIN PRIVATE KEY-----\n"
+        b"MC4CAQAwBQYDK2VvBCIEIGtra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tr\n"
+        b"-----END PRIVATE KEY-----\n"
+    )
+    with pytest.raises(KeyFileError):
+        SigningKey.load(pem)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_damaged_private_key_file_is_refused_or_still_that_key(data: st.DataObject) -> None:
