@@ -13,6 +13,7 @@
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
+    satchel/device.key                              signs receipts and inventories, 0600
     satchel/scrub.json                              how far the last scrub is, and what it found
 
 Paths are made of validated digests and names only.
@@ -95,6 +96,11 @@ class Paths:
     def lock(self) -> Path:
         """The file whose flock is the right to write."""
         return self.root / "satchel" / "lock"
+
+    @property
+    def device_key(self) -> Path:
+        """The private key of `appliance.device`."""
+        return self.root / "satchel" / "device.key"
 
     @property
     def scrub(self) -> Path:

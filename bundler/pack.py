@@ -12,22 +12,26 @@ Rules:
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundler.committing import README_NAME, clear_unfinished, finish, make_directory, remove
+from bundler.delta import Sources, file_delta
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope
+from bundler.format.cutting import Cut
 from bundler.format.digest import Digest
-from bundler.format.manifest import Artifact, Manifest, Variant
+from bundler.format.manifest import Artifact, GgufFacts, Manifest, Variant
 from bundler.format.statement import parse_manifest
 from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
+from bundler.hashing import source_digest
 from bundler.layers import over
 from bundler.medium import Sink, read_back
 from bundler.plan import PackRequest, Plan, PlannedVariant, check_room, listed_profile
 from bundler.progress import Progress
 from bundler.quantize import quantize
-from bundler.recipe import recipe_digest, source_digest
+from bundler.recipe import recipe_digest
 from bundler.source.gguf_file import open_companion, open_gguf
 from bundler.source.material import Material
 from bundler.stating import make_statement
@@ -150,27 +154,17 @@ def _store(
     request: PackRequest, plan: Plan, recipe: Digest, sink: Sink, progress: Progress
 ) -> Manifest:
     """Write every file but the envelope, and say what was written."""
+    storing = _Storing(
+        request=request,
+        sink=sink,
+        progress=progress,
+        sources=Sources(request.against) if request.against else None,
+    )
     with tempfile.TemporaryDirectory(prefix="satchel-pack-", dir=_work(request)) as work:
-        stored = [
-            _store_variant(request, planned, Path(work), sink, progress)
-            for planned in plan.variants
-        ]
-    companions = [_store_companion(path, sink, progress) for path in request.companions]
-    return make_statement(request, recipe, stored, companions, sink)
-
-
-def _store_companion(path: Path, sink: Sink, progress: Progress) -> Artifact:
-    """Store a projector or an adapter, once for all variants."""
-    file = open_companion(path)
-    with progress.stage(f"storing {path.name[:24]}", path.stat().st_size) as advance:
-        return store_artifact(
-            path,
-            file.cuts,
-            sink,
-            encoding=choose_encoding(path, file.cuts),
-            facts=file.facts,
-            advance=advance,
-        )
+        stored = [storing.variant(planned, Path(work)) for planned in plan.variants]
+    companions = [storing.companion(path) for path in request.companions]
+    objects = storing.sources.objects if storing.sources else ()
+    return make_statement(request, recipe, stored, companions, sink, objects=objects)
 
 
 def _work(request: PackRequest) -> Path:
@@ -181,36 +175,62 @@ def _work(request: PackRequest) -> Path:
     return request.work
 
 
-def _store_variant(
-    request: PackRequest, planned: PlannedVariant, work: Path, sink: Sink, progress: Progress
-) -> tuple[Variant, Artifact]:
-    path = request.source
-    if not planned.is_source:
-        path = work / f"{planned.id}.gguf"
-        with progress.stage(f"quantizing {planned.id}", planned.size_bytes) as advance:
-            quantize(
-                request.source,
-                path,
-                planned.quantization,
-                threads=request.threads,
-                advance=advance,
-            )
-    file = open_gguf(path)
-    with progress.stage(f"storing {planned.id}", file.profile.file_size_bytes) as advance:
-        artifact = store_artifact(
-            path,
-            file.cuts,
-            sink,
-            encoding=choose_encoding(path, file.cuts),
-            facts=file.facts,
-            advance=advance,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Storing:
+    """What storing each large file needs."""
+
+    request: PackRequest
+    sink: Sink
+    progress: Progress
+    sources: Sources | None
+
+    def companion(self, path: Path) -> Artifact:
+        """Store a projector or an adapter, once for all variants."""
+        file = open_companion(path)
+        size_bytes = path.stat().st_size
+        return self._store(path, file.cuts, file.facts, f"storing {path.name[:24]}", size_bytes)
+
+    def variant(self, planned: PlannedVariant, work: Path) -> tuple[Variant, Artifact]:
+        """Make a variant if it is not the source, and store it."""
+        request, path = self.request, self.request.source
+        if not planned.is_source:
+            path = work / f"{planned.id}.gguf"
+            with self.progress.stage(f"quantizing {planned.id}", planned.size_bytes) as advance:
+                quantize(
+                    request.source,
+                    path,
+                    planned.quantization,
+                    threads=request.threads,
+                    advance=advance,
+                )
+        file = open_gguf(path)
+        size_bytes = file.profile.file_size_bytes
+        artifact = self._store(path, file.cuts, file.facts, f"storing {planned.id}", size_bytes)
+        if not planned.is_source:
+            path.unlink()
+        variant = Variant(
+            id=planned.id,
+            quantization=planned.quantization,
+            artifact=artifact.digest,
+            profile=listed_profile(file.profile),
         )
-    if not planned.is_source:
-        path.unlink()
-    variant = Variant(
-        id=planned.id,
-        quantization=planned.quantization,
-        artifact=artifact.digest,
-        profile=listed_profile(file.profile),
-    )
-    return variant, artifact
+        return variant, artifact
+
+    def _store(
+        self, path: Path, cuts: tuple[Cut, ...], facts: GgufFacts, doing: str, size_bytes: int
+    ) -> Artifact:
+        with ExitStack() as stack:
+            delta = None
+            if self.request.against is not None and self.sources is not None:
+                delta = stack.enter_context(
+                    file_delta(path, cuts, self.request.against, self.sources)
+                )
+            return store_artifact(
+                path,
+                cuts,
+                self.sink,
+                encoding=choose_encoding(path, cuts),
+                facts=facts,
+                advance=stack.enter_context(self.progress.stage(doing, size_bytes)),
+                delta=delta,
+            )

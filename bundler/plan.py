@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from bundler.delta import Against
 from bundler.errors import PackError
 from bundler.format.errors import NoSpaceError
 from bundler.format.fsio import raise_io
@@ -47,6 +48,7 @@ class PackRequest:
         projector: a multimodal projector that goes with every variant.
         adapters: LoRA adapters that go with every variant.
         roots: envelopes of the chain of trust roots, from version 1; often none.
+        against: what the target holds already; only the rest is packed.
         image: the source's manifest and config in Ollama's store: they keep its id.
         work: directory for quantized files, removed one by one.
         threads: CPU threads for quantizing.
@@ -75,6 +77,7 @@ class PackRequest:
     projector: Path | None = None
     adapters: tuple[Path, ...] = ()
     roots: tuple[bytes, ...] = ()
+    against: Against | None = None
     image: OllamaImage | None = None
     work: Path
     threads: int = 1
@@ -107,11 +110,16 @@ class PlannedVariant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Variants in the order they are packed, and the room they need, in bytes."""
+    """Variants in the order they are packed, and the room they need, in bytes.
+
+    Attributes:
+        is_delta: how much less a delta needs shows as it is written.
+    """
 
     variants: tuple[PlannedVariant, ...]
     medium_bytes: int
     work_bytes: int
+    is_delta: bool = False
 
 
 def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
@@ -147,6 +155,7 @@ def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
         variants=tuple(planned),
         medium_bytes=sum(variant.size_bytes for variant in planned) + small + _OVERHEAD_BYTES,
         work_bytes=max(made, default=0),
+        is_delta=request.against is not None,
     )
 
 
@@ -184,7 +193,8 @@ def check_room(plan: Plan, out: Path, work: Path) -> None:
         NoSpaceError: the medium or the work directory is too full.
         MediumError: the free space cannot be read.
     """
-    needs = [(out, plan.medium_bytes, "--out")]
+    # A delta may be a hundredth of it: it is tried, and what was written goes when it is too much.
+    needs = [] if plan.is_delta else [(out, plan.medium_bytes, "--out")]
     if plan.work_bytes:
         needs.append((work, plan.work_bytes, "--work"))
     devices: dict[int, int] = {}

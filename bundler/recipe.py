@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from bundler.errors import PackError
 from bundler.format.digest import Digest
 from bundler.format.statement import format_time
 from bundler.format.strict import encode_json
+from bundler.hashing import source_digest
 from bundler.plan import PackRequest
-from bundler.progress import Progress, Silent
-
-_READ_BYTES: Final = 4 << 20
+from bundler.progress import Silent
 
 
 def recipe_digest(request: PackRequest, source: Digest) -> Digest:
@@ -52,27 +48,9 @@ def _beside(request: PackRequest) -> dict[str, Any]:
         "projector": str(source_digest(request.projector, silent)) if request.projector else "",
         "adapters": [str(source_digest(path, silent)) for path in request.adapters],
         "root": len(request.roots),
+        "against": str(request.against.digest) if request.against else "",
+        "relatives": [str(one.object.digest) for one in request.against.relatives]
+        if request.against
+        else [],
         "image": [str(Digest.of(image.manifest)), str(Digest.of(image.config))] if image else [],
     }
-
-
-def source_digest(path: Path, progress: Progress) -> Digest:
-    """SHA-256 of a file, read once.
-
-    Raises:
-        PackError: it cannot be read.
-    """
-    found = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    try:
-        size_bytes = path.stat().st_size
-        with (
-            path.open("rb", buffering=0) as file,
-            progress.stage("reading source", size_bytes) as advance,
-        ):
-            while got := file.readinto(buffer):
-                found.update(buffer[:got])
-                advance(got)
-    except OSError as error:
-        raise PackError(f"{path}: {error.strerror}") from error
-    return Digest(found.hexdigest())

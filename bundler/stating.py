@@ -34,6 +34,8 @@ def make_statement(
     stored: Sequence[tuple[Variant, Artifact]],
     companions: Sequence[Artifact],
     sink: Sink,
+    *,
+    objects: tuple[BlobRef, ...] = (),
 ) -> Manifest:
     """Write the small files, and say what the bundle holds.
 
@@ -43,6 +45,7 @@ def make_statement(
         stored: variants and their weights, in the order they were packed.
         companions: large files that go with every variant, the projector first.
         sink: where small files go.
+        objects: files the target must hold, by number; with any, the bundle is a delta.
     """
     layers = tuple(Layer(role=role, digest=sink.put(data).digest) for role, data in request.layers)
     blobs = {
@@ -84,13 +87,14 @@ def make_statement(
             bundle=BundleInfo(
                 channel=request.channel,
                 seq=request.seq,
+                kind="delta" if objects else "full",
                 issued=format_time(request.issued),
                 refresh_by=request.refresh_by,
                 expires=request.expires,
                 audience=request.audience,
                 notes=request.notes,
             ),
-            requires=Requires(root_version=len(request.roots)),
+            requires=Requires(root_version=len(request.roots), objects=objects),
             models=(model,),
             artifacts=artifacts,
             blobs=small,

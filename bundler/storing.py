@@ -18,11 +18,13 @@ from threading import local
 from types import TracebackType
 from typing import Final, Self
 
-from bundler.cutting import Cut
+from bundler.delta import FileDelta, Place, XorBase
 from bundler.errors import PackError
 from bundler.format.chunks import ChunkEncoder
+from bundler.format.cutting import Cut
 from bundler.format.digest import Digest
 from bundler.format.index import (
+    LOCAL_CODECS,
     ChunkIndex,
     ChunkRecord,
     Codec,
@@ -80,6 +82,7 @@ def store_artifact(
     facts: GgufFacts,
     advance: Advance,
     segment_bytes: int = SEGMENT_BYTES,
+    delta: FileDelta | None = None,
 ) -> Artifact:
     """Write a file as segments and an index.
 
@@ -91,13 +94,16 @@ def store_artifact(
         facts: what the statement says of the file besides.
         advance: told of plain bytes written.
         segment_bytes: where segments are closed.
+        delta: what the target holds already; the rest takes ``encoding``.
 
     Raises:
         PackError: the source cannot be read, or changed meanwhile.
         NoSpaceError: the medium is full.
         MediumError: the medium cannot be written.
     """
-    with ArtifactWriter(source, cuts, sink, encoding, segment_bytes) as writer:
+    with ArtifactWriter(
+        source, cuts, sink, encoding=encoding, segment_bytes=segment_bytes, delta=delta
+    ) as writer:
         for size in writer.run():
             advance(size)
         index = writer.index()
@@ -105,7 +111,7 @@ def store_artifact(
     return Artifact(
         digest=index.file_digest,
         size_bytes=index.file_size_bytes,
-        encoding=encoding,
+        encoding="delta" if any(one.codec in LOCAL_CODECS for one in index.records) else encoding,
         index=stored,
         gguf=facts,
         segments=tuple(
@@ -126,26 +132,39 @@ class _InFlight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Encoded:
-    """Stored bytes of a chunk, and what its record will say of them."""
+    """Stored bytes of a chunk, and what its record will say of them.
+
+    Attributes:
+        places: for codecs 2 and 3, where the target finds the other bytes; any of them will do.
+    """
 
     codec: Codec
     filter: Filter
     stored: bytes | memoryview
     stored_digest: bytes
     plain_digest: bytes
+    places: tuple[Place, ...] = ()
 
 
 class ArtifactWriter:
     """Carries one file through the pipeline. Use as a context manager."""
 
     def __init__(
-        self, source: Path, cuts: Sequence[Cut], sink: Sink, encoding: Encoding, segment_bytes: int
+        self,
+        source: Path,
+        cuts: Sequence[Cut],
+        sink: Sink,
+        *,
+        encoding: Encoding,
+        segment_bytes: int,
+        delta: FileDelta | None = None,
     ) -> None:
         self._source = source
         self._cuts = cuts
         self._sink = sink
         self._encoding = encoding
         self._segment_bytes = segment_bytes
+        self._delta = delta
         self._stack = ExitStack()
         self._encoders, self._file_hasher, self._segment_hasher = (
             self._stack.enter_context(ThreadPoolExecutor(workers)) for workers in (_ENCODERS, 1, 1)
@@ -161,7 +180,7 @@ class ArtifactWriter:
         self._hashing: tuple[Future[None], bytearray] | None = None
         size_bytes = cuts[-1].end if cuts else 0
         # One unencoded segment is the file itself: its digest is known already.
-        self._is_slice = encoding == "identity" and size_bytes <= segment_bytes
+        self._is_slice = delta is None and encoding == "identity" and size_bytes <= segment_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -217,7 +236,10 @@ class ArtifactWriter:
             chunk_max_bytes=max(CHUNK_BYTES, *(cut.size_bytes for cut in self._cuts)),
             at_tensors=True,
             segments=tuple(entries),
-            records=tuple(replace(one, segment=moved[one.segment]) for one in self._records),
+            records=tuple(
+                one if one.codec is Codec.COPY else replace(one, segment=moved[one.segment])
+                for one in self._records
+            ),
         )
 
     def _launch(self, fd: int, cut: Cut) -> _InFlight:
@@ -234,17 +256,56 @@ class ArtifactWriter:
             cut=cut,
             buffer=buffer,
             hashed=self._file_hasher.submit(self._file_hash.update, plain),
-            encoded=self._encoders.submit(self._encode, plain, cut.filter),
+            encoded=self._encoders.submit(self._encode, plain, cut),
         )
 
-    def _encode(self, plain: memoryview, kind: Filter) -> _Encoded:
+    def _encode(self, plain: memoryview, cut: Cut) -> _Encoded:
         """On an encoder's thread: stored bytes and both digests of one chunk."""
         plain_digest = hashlib.sha256(plain).digest()
+        if self._delta is None:
+            return self._encode_whole(plain, cut.filter, plain_digest)
+        if places := self._delta.sources.copies(plain_digest, len(plain)):
+            return _Encoded(
+                codec=Codec.COPY,
+                filter=Filter.NONE,
+                stored=b"",
+                stored_digest=bytes(hashlib.sha256().digest_size),
+                plain_digest=plain_digest,
+                places=places,
+            )
+        whole = self._encode_whole(plain, cut.filter, plain_digest)
+        mixed = [
+            self._encode_mixed(plain, cut.filter, plain_digest, base)
+            for base in self._delta.bases(cut)
+        ]
+        best = min(mixed, key=lambda one: len(one.stored), default=whole)
+        return best if len(best.stored) < len(whole.stored) * (1 - MIN_SAVING) else whole
+
+    def _encode_mixed(
+        self, plain: memoryview, kind: Filter, plain_digest: bytes, base: XorBase
+    ) -> _Encoded:
+        local = os.pread(base.descriptor, len(plain), base.place.offset)
+        if len(local) != len(plain):
+            raise PackError(f"{base.place.object.digest}: the relative changed while it was read")
+        stored = self._encoder().encode(plain, Codec.XOR, kind, local)
+        return _Encoded(
+            codec=Codec.XOR,
+            filter=kind,
+            stored=stored,
+            stored_digest=hashlib.sha256(stored).digest(),
+            plain_digest=plain_digest,
+            places=(base.place,),
+        )
+
+    def _encoder(self) -> ChunkEncoder:
+        if not hasattr(self._per_thread, "encoder"):
+            self._per_thread.encoder = ChunkEncoder()
+        encoder: ChunkEncoder = self._per_thread.encoder
+        return encoder
+
+    def _encode_whole(self, plain: memoryview, kind: Filter, plain_digest: bytes) -> _Encoded:
         if self._encoding == "zstd-frames":
-            if not hasattr(self._per_thread, "encoder"):
-                self._per_thread.encoder = ChunkEncoder()
-            encoder: ChunkEncoder = self._per_thread.encoder
-            stored = encoder.encode(plain, Codec.ZSTD, kind)
+            stored = self._encoder().encode(plain, Codec.ZSTD, kind)
             if len(stored) < len(plain):
                 return _Encoded(
                     codec=Codec.ZSTD,
@@ -265,20 +326,26 @@ class ArtifactWriter:
         """Write a chunk, in order, and free its buffer when nobody reads it any more."""
         encoded = one.encoded.result()
         one.hashed.result()
-        file = self._room_for(len(encoded.stored))
+        source, source_off = self._source_of(encoded)
+        file = self._room_for(len(encoded.stored)) if encoded.stored else None
         self._records.append(
             ChunkRecord(
                 plain_off=one.cut.start,
+                source_off=source_off,
                 plain_len=one.cut.size_bytes,
                 stored_len=len(encoded.stored),
-                segment=len(self._segments),
-                seg_off=file.size_bytes,
+                segment=0 if file is None else len(self._segments),
+                seg_off=0 if file is None else file.size_bytes,
                 codec=encoded.codec,
                 filter=encoded.filter,
+                source=source,
                 stored_digest=encoded.stored_digest,
                 plain_digest=encoded.plain_digest,
             )
         )
+        if file is None:
+            self._free.append(one.buffer)
+            return one.cut.size_bytes
         file.write(encoded.stored)
         self._wait_for_segment_hash()
         if self._is_slice:
@@ -287,6 +354,16 @@ class ArtifactWriter:
             hashed = self._segment_hasher.submit(self._segment_hash.update, encoded.stored)
             self._hashing = (hashed, one.buffer)
         return one.cut.size_bytes
+
+    def _source_of(self, encoded: _Encoded) -> tuple[int, int]:
+        """Number and offset of the local object.
+
+        Chosen in the order of the file, so that equal inputs give equal bundles.
+        """
+        if self._delta is None or not encoded.places:
+            return 0, 0
+        place = self._delta.sources.choose(encoded.places)
+        return self._delta.sources.number(place.object), place.offset
 
     def _wait_for_segment_hash(self) -> None:
         if self._hashing is not None:

@@ -8,12 +8,15 @@ from pathlib import Path
 import typer
 
 from bundler.cli.frame import MAX_TEXT_BYTES, warn
+from bundler.delta import Against, open_against
 from bundler.errors import PackError
 from bundler.format.fsio import read_bounded
+from bundler.format.keys import PublicKey
 from bundler.format.modelfile import MAX_MODELFILE_BYTES, Modelfile, decode, deprecated, parse
 from bundler.format.name import ModelName
 from bundler.format.statement import format_time, parse_time
 from bundler.rooting.folder import open_roots
+from bundler.screen import screen_progress
 from bundler.source.reference import Reference, parse_reference
 from bundler.source.registry import Login, read_logins
 
@@ -98,3 +101,26 @@ def day(text: str | None, option: str) -> str | None:
     except ValueError as error:
         raise PackError(f"{option}: expected a day such as 2027-02-21, found {text!r}") from error
     return format_time(moment)
+
+
+def against(inventory: Path | None, relatives: list[Path], device: Path | None) -> Against | None:
+    """The inventory of a site, and what was given with it."""
+    if inventory is None:
+        if relatives or device is not None:
+            raise typer.BadParameter("expected --against with --relative and --device, found none")
+        return None
+    key = None if device is None else PublicKey.parse(read_text(device))
+    known = open_against(inventory, relatives, key, screen_progress())
+    found = known.read.inventory
+    signed = "signed" if known.read.envelope.signatures else "not signed"
+    if key is None:
+        warn(f"{inventory}: of {found.site or 'a site without a name'}, {found.made_at}; {signed}, "
+             "not compared with a device key")  # fmt: skip
+    return known
+
+
+def audience(given: list[str], known: Against | None) -> tuple[str, ...]:
+    """Whom the bundle is for: as given; a delta, else, for the site whose inventory it is."""
+    if given or known is None or not known.read.inventory.site:
+        return tuple(given or ("*",))
+    return (known.read.inventory.site,)

@@ -16,6 +16,7 @@ from bundler.cli.signers import counter_of, issued_now, signing_keys
 from bundler.format.errors import BundleError
 from bundler.format.fsio import read_bounded
 from bundler.format.keys import Signer
+from bundler.format.manifest import Manifest
 from bundler.format.modelfile import MAX_MODELFILE_BYTES
 from bundler.layers import model_layers
 from bundler.pack import Packed, with_material
@@ -123,11 +124,23 @@ def pack(
     root: Annotated[
         Path | None, typer.Option(help="Directory of trust roots; its chain travels along.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Inventory of the site: carry only what it lacks (satchel inventory)."),
+    ] = None,
+    relative: Annotated[
+        list[Path] | None,
+        typer.Option(help="GGUF that the site holds, too: changed tensors travel as XOR with it."),
+    ] = None,
+    device: Annotated[
+        Path | None, typer.Option(help="The site's device key: refuse an inventory of another.")
+    ] = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Pack a model into a signed bundle."""
     inputs.check_medium(out)
+    known = inputs.against(against, relative or [], device)
     named = inputs.source(source, from_)
     sites = [(str(path), read_site(path)) for path in site or []]
     read = inputs.read_modelfile(modelfile)
@@ -151,7 +164,8 @@ def pack(
         modelfile=read_bounded(modelfile, max_bytes=MAX_MODELFILE_BYTES) if modelfile else None,
         licences=tuple(spdx or ()),
         version=model_version,
-        audience=tuple(audience or ("*",)),
+        audience=inputs.audience(audience or [], known),
+        against=known,
         notes=notes,
         refresh_by=inputs.day(refresh_by, "refresh-by"),
         expires=inputs.day(expires, "expires"),
@@ -181,6 +195,8 @@ def pack(
     done = "already there, every byte checked" if packed.was_there else "packed and read back"
     print(f"{done}: {Bytes(packed.manifest.totals.stored_bytes)} in {packed.directory}")
     print(f"bundle     {packed.payload_digest}")
+    for line in delta_lines(packed.manifest):
+        print(line)
     for one in request.keys:
         print(f"signed by  {one.public_key.words()}")
     if unsigned:
@@ -220,6 +236,19 @@ def _pack(
     return packed
 
 
+def delta_lines(manifest: Manifest) -> tuple[str, ...]:
+    """What a delta leaves out, for people."""
+    if manifest.bundle.kind != "delta":
+        return ()
+    stored, plain = manifest.totals.stored_bytes, manifest.totals.plain_bytes
+    share = 100 * stored / plain
+    needed = ", ".join(one.digest.short() for one in manifest.requires.objects)
+    return (
+        f"delta      {Bytes(stored)} for {Bytes(plain)} ({share:.1f} %)",
+        f"needs      {needed} at the site",
+    )
+
+
 def _packed_json(packed: Packed, keys: tuple[Signer, ...]) -> dict[str, Any]:
     info = packed.manifest.bundle
     return {
@@ -229,6 +258,8 @@ def _packed_json(packed: Packed, keys: tuple[Signer, ...]) -> dict[str, Any]:
         "channel": info.channel,
         "seq": info.seq,
         "was_there": packed.was_there,
+        "kind": info.kind,
+        "plain_bytes": packed.manifest.totals.plain_bytes,
         "stored_bytes": packed.manifest.totals.stored_bytes,
         "models": [
             {

@@ -18,8 +18,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from bundler.format.errors import DamagedError, UnsupportedError
-from bundler.format.index import ChunkRecord, Codec, Filter
+from bundler.format.errors import DamagedError, LocalObjectError
+from bundler.format.index import LOCAL_CODECS, ChunkRecord, Codec, Filter
 from bundler.format.limits import MAX_ZSTD_WINDOW_BYTES
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
@@ -41,20 +41,27 @@ class ChunkDecoder:
         self._planes = bytearray()
         self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
 
-    def decode(self, record: ChunkRecord, stored: bytes | bytearray | memoryview) -> memoryview:
+    def decode(
+        self,
+        record: ChunkRecord,
+        stored: bytes | bytearray | memoryview,
+        local: bytes | bytearray | memoryview = b"",
+    ) -> memoryview:
         """Plain bytes of one chunk, checked against both of its digests.
 
         Args:
             record: what the signed index says of the chunk.
             stored: its stored bytes, read once; the caller does not change them meanwhile.
+            local: for codecs 2 and 3, ``record.plain_len`` bytes of the local object, from
+                ``record.source_off`` on; read once like the stored ones.
 
         Returns:
             ``record.plain_len`` bytes, valid until the next call; for a raw chunk they are
-            ``stored`` itself.
+            ``stored`` itself, and for a copied one ``local``.
 
         Raises:
             DamagedError: the stored or the plain bytes are not the signed ones.
-            UnsupportedError: the codec copies from a local object.
+            LocalObjectError: the local bytes are not those the bundle was made against.
         """
         view = memoryview(stored)
         if record.plain_len > self._max:
@@ -62,6 +69,15 @@ class ChunkDecoder:
                 f"chunk at {record.plain_off}: expected at most {self._max} bytes, "
                 f"found {record.plain_len}"
             )
+        if record.codec in LOCAL_CODECS and len(local) != record.plain_len:
+            raise LocalObjectError(
+                f"chunk at {record.plain_off}: expected {record.plain_len} bytes of a local "
+                f"object, found {len(local)}"
+            )
+        if record.codec is Codec.COPY:
+            copied = memoryview(local)
+            _check_local(record, copied)
+            return copied
         if len(view) != record.stored_len:
             raise DamagedError(
                 f"chunk at {record.plain_off}: expected {record.stored_len} stored bytes, "
@@ -71,11 +87,11 @@ class ChunkDecoder:
         if record.codec is Codec.RAW:
             # The index says that both digests are one.
             return view
-        if record.codec is not Codec.ZSTD:
-            raise UnsupportedError(
-                f"chunk codec {record.codec.name.lower()} is not supported by this release"
-            )
         plain = self._unfilter(record.filter, self._decompress(record, view))
+        if record.codec is Codec.XOR:
+            xor_into(plain, memoryview(local))
+            _check_local(record, plain)
+            return plain
         _check(record, "plain", record.plain_digest, plain)
         return plain
 
@@ -127,16 +143,27 @@ class ChunkEncoder:
         self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
         self._planes = bytearray()
 
-    def encode(self, plain: bytes | memoryview, codec: Codec, kind: Filter) -> bytes | memoryview:
+    def encode(
+        self,
+        plain: bytes | memoryview,
+        codec: Codec,
+        kind: Filter,
+        local: bytes | memoryview = b"",
+    ) -> bytes | memoryview:
         """Stored bytes of one chunk; for `Codec.RAW` the plain bytes themselves.
 
-        Raises:
-            UnsupportedError: the codec copies from a local object.
+        Args:
+            plain: the chunk.
+            codec: anything but `Codec.COPY`, which stores nothing.
+            kind: what is done before compressing.
+            local: for `Codec.XOR`, as many bytes of the object the target holds.
         """
         if codec is Codec.RAW:
             return plain
-        if codec is not Codec.ZSTD:
-            raise UnsupportedError(f"chunk codec {codec.name.lower()} is not written")
+        if codec is Codec.XOR:
+            mixed = bytearray(plain)
+            xor_into(memoryview(mixed), memoryview(local))
+            plain = memoryview(mixed)
         if kind is Filter.NONE:
             return self._zstd.compress(plain)
         if len(self._planes) < len(plain):
@@ -146,14 +173,14 @@ class ChunkEncoder:
         return self._zstd.compress(planes)
 
 
-def decode_chunk(record: ChunkRecord, stored: bytes) -> bytes:
+def decode_chunk(record: ChunkRecord, stored: bytes, local: bytes = b"") -> bytes:
     """Plain bytes of one chunk, for a few chunks; many want a `ChunkDecoder`.
 
     Raises:
         DamagedError: the stored or the plain bytes are not the signed ones.
-        UnsupportedError: the codec copies from a local object.
+        LocalObjectError: the local bytes are not those the bundle was made against.
     """
-    return bytes(ChunkDecoder(record.plain_len).decode(record, stored))
+    return bytes(ChunkDecoder(record.plain_len).decode(record, stored, local))
 
 
 def _check(record: ChunkRecord, which: str, expected: bytes, data: memoryview) -> None:
@@ -162,6 +189,22 @@ def _check(record: ChunkRecord, which: str, expected: bytes, data: memoryview) -
             f"chunk at {record.plain_off}: expected the signed {which} bytes, found others",
             hint="the medium is damaged or was changed; copy the bundle again",
         )
+
+
+def _check_local(record: ChunkRecord, plain: memoryview) -> None:
+    """What is wrong here is wrong at the target: what was stored is as signed."""
+    if hashlib.sha256(plain).digest() != record.plain_digest:
+        raise LocalObjectError(
+            f"chunk at {record.plain_off}: the local object at {record.source_off} is not what "
+            "the bundle was made against",
+            hint="the installed file is damaged: satchel scrub; or ask for a full bundle",
+        )
+
+
+def xor_into(target: memoryview, other: memoryview) -> None:
+    """XOR ``other`` into ``target``; both have one length."""
+    mixed = np.frombuffer(target, dtype=np.uint8)
+    np.bitwise_xor(mixed, np.frombuffer(other, dtype=np.uint8), out=mixed)
 
 
 def _check_frame(record: ChunkRecord, stored: memoryview) -> None:

@@ -27,7 +27,10 @@ def check_closure(manifest: Manifest) -> None:
     for position, artifact in enumerate(manifest.artifacts):
         _check_segments(artifact, f"artifacts[{position}]")
     _check_files(manifest)
-    if manifest.bundle.kind == "full" and not manifest.models:
+    _check_unique(
+        "requires.objects", "digests", [one.digest.hex for one in manifest.requires.objects]
+    )
+    if manifest.bundle.kind in ("full", "delta") and not manifest.models:
         raise ManifestError(at="predicate.models", expected="at least one model", found="none")
     totals = sum_totals(manifest.artifacts, manifest.blobs)
     if manifest.totals != totals:
@@ -129,12 +132,16 @@ def refuse_reserved(manifest: Manifest) -> None:
         UnsupportedError: one of them is used.
     """
     variants = [variant for model in manifest.models for variant in model.variants]
+    is_delta = manifest.bundle.kind == "delta"
+    needs = bool(manifest.requires.objects)
     used = {
-        f"kind {manifest.bundle.kind}": manifest.bundle.kind != "full",
+        f"kind {manifest.bundle.kind}": manifest.bundle.kind not in ("full", "delta"),
+        "kind delta without required objects": is_delta and not needs,
+        "required objects outside kind delta": needs and not is_delta,
+        "delta encoding outside kind delta": not is_delta
+        and any(one.encoding == "delta" for one in manifest.artifacts),
         "encryption": manifest.encryption is not None,
         "rollback permission": manifest.rollback is not None,
-        "required objects": bool(manifest.requires.objects),
-        "delta encoding": any(one.encoding == "delta" for one in manifest.artifacts),
         "parity": any(one.parity is not None for one in manifest.artifacts),
         "draft model": any(one.draft is not None for one in variants),
         "acceptance prompts": any(one.acceptance is not None for one in variants),

@@ -13,6 +13,7 @@ BundleError                    1
 │   │   └── ChunkIndexError   10  … of a chunk index
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones
+│   ├── LocalObjectError      10  a file the bundle copies from is not what it should be
 │   ├── LayoutError           10  the medium holds no bundle, or an unfinished one
 │   └── MissingBlobError      10  a signed file is not on the medium
 ├── TrustError                11  the signatures are not enough
@@ -120,6 +121,10 @@ class ChunkIndexError(FieldError):
 
 class DamagedError(FormatError):
     """Bytes on the medium are not the signed ones."""
+
+
+class LocalObjectError(FormatError):
+    """A file that the bundle copies from is missing at the target, or is another one."""
 
 
 class LayoutError(FormatError):

@@ -22,7 +22,7 @@ from bundler.format.limits import (
     MAX_SEGMENT_BYTES,
     MAX_SEGMENTS,
 )
-from bundler.format.manifest import Artifact
+from bundler.format.manifest import Artifact, BlobRef
 
 _MAGIC: Final = b"SATIDX1\0"
 _HEADER: Final = struct.Struct("<8sIIQ32sIIII32s24s")
@@ -53,6 +53,10 @@ class Filter(IntEnum):
     def width(self) -> int:
         """Bytes of an element."""
         return (1, 2, 4)[self]
+
+
+LOCAL_CODECS: Final = (Codec.COPY, Codec.XOR)
+"""Codecs that need a file the target already holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,11 +316,16 @@ def _refuse(at: str, expected: str, found: object) -> NoReturn:
     raise ChunkIndexError(at=at, expected=expected, found=str(found)[:60])
 
 
-def check_index(index: ChunkIndex, artifact: Artifact) -> None:
+def check_index(index: ChunkIndex, artifact: Artifact, objects: Sequence[BlobRef] = ()) -> None:
     """Compare an index with the artifact of the signed statement that names it.
 
+    Args:
+        index: as it was parsed.
+        artifact: the statement's entry.
+        objects: the statement's required objects.
+
     Raises:
-        ChunkIndexError: size, digest, segments or codecs are not those of the statement.
+        ChunkIndexError: size, digest, segments, codecs or sources are not those of the statement.
     """
     if index.file_size_bytes != artifact.size_bytes:
         _refuse("file_size", str(artifact.size_bytes), index.file_size_bytes)
@@ -333,3 +342,7 @@ def check_index(index: ChunkIndex, artifact: Artifact) -> None:
     for place, record in enumerate(index.records):
         if record.codec not in allowed:
             _refuse(f"records[{place}].codec", f"one of {artifact.encoding}", int(record.codec))
+        if record.codec in LOCAL_CODECS:
+            _bound(f"records[{place}].source", record.source, 0, len(objects) - 1)
+            room = objects[record.source].size_bytes - record.plain_len
+            _bound(f"records[{place}].source_off", record.source_off, 0, room)

@@ -230,6 +230,10 @@ class Reader:
         """Refuse a member; ``found`` is shown shortened and escaped."""
         raise self._error(at=self.path(name), expected=expected, found=describe(found))
 
+    def names(self) -> tuple[str, ...]:
+        """Members that were not read yet, in order; for objects of free member names."""
+        return tuple(sorted(self._members))
+
     def take(self, name: str) -> Any:
         """The member as it is; refused when it is missing."""
         if name not in self._members:

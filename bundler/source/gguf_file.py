@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundler.cutting import Cut, cut_gguf
 from bundler.errors import PackError
+from bundler.format.cutting import Cut, cut_gguf
 from bundler.format.digest import Digest
 from bundler.format.manifest import GgufFacts
 from hwprobe.gguf import GgufHeader, ModelProfile, model_profile, read_header

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from bundler.errors import PackError, SourceDamagedError
 from bundler.format.manifest import Source
+from bundler.hashing import source_digest
 from bundler.progress import Progress
-from bundler.recipe import source_digest
 from bundler.source.licences import is_licence, licence_layers
 from bundler.source.local import open_directory, open_path
 from bundler.source.material import Material

@@ -9,8 +9,8 @@ from bundler.convert.adapter import convert_adapter, is_adapter
 from bundler.convert.directory import CONFIG, convert_directory, is_checkpoint
 from bundler.errors import PackError
 from bundler.format.manifest import Source
+from bundler.hashing import source_digest
 from bundler.progress import Progress
-from bundler.recipe import source_digest
 from bundler.source.layouts import check_layout, layout_warnings
 from bundler.source.licences import licence_layers
 from bundler.source.material import Material

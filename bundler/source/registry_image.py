@@ -8,8 +8,8 @@ from pathlib import Path
 from bundler.errors import PackError
 from bundler.format.digest import Digest
 from bundler.format.manifest import Source
+from bundler.hashing import source_digest
 from bundler.progress import Progress
-from bundler.recipe import source_digest
 from bundler.source.image import Image, parse_image
 from bundler.source.material import Material
 from bundler.source.ollama_store import image_material

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 
 import pytest
 import zstandard
@@ -15,7 +16,7 @@ from bundler.format.chunks import (
     merge_planes,
     split_planes,
 )
-from bundler.format.errors import DamagedError, UnsupportedError
+from bundler.format.errors import DamagedError, LocalObjectError
 from bundler.format.index import ChunkRecord, Codec, Filter
 
 KINDS = [
@@ -237,12 +238,49 @@ def test_a_chunk_larger_than_the_decoders_buffer_is_refused() -> None:
         ChunkDecoder(10).decode(record_of(PLAIN, FRAME), FRAME)
 
 
+OTHER = bytes(byte ^ (place % 3) for place, byte in enumerate(PLAIN))
+
+
+def mixed(kind: Filter = Filter.NONE) -> bytes:
+    return bytes(ChunkEncoder().encode(PLAIN, Codec.XOR, kind, OTHER))
+
+
+def copied() -> ChunkRecord:
+    return replace(record_of(PLAIN, b"", Codec.COPY), segment=0, seg_off=0, stored_digest=bytes(32))
+
+
+@pytest.mark.parametrize("kind", list(Filter))
+def test_what_was_mixed_with_a_local_object_comes_back_with_it(kind: Filter) -> None:
+    stored = mixed(kind)
+    assert len(stored) < len(PLAIN)
+    assert decode_chunk(record_of(PLAIN, stored, Codec.XOR, kind=kind), stored, OTHER) == PLAIN
+
+
+def test_a_copied_chunk_is_the_local_bytes() -> None:
+    assert decode_chunk(copied(), b"", PLAIN) == PLAIN
+
+
+def test_another_local_object_is_refused() -> None:
+    stored = mixed()
+    wrong = bytes([OTHER[0] ^ 1]) + OTHER[1:]
+    with pytest.raises(LocalObjectError, match="not what the bundle was made against"):
+        decode_chunk(record_of(PLAIN, stored, Codec.XOR), stored, wrong)
+    with pytest.raises(LocalObjectError, match="not what the bundle was made against"):
+        decode_chunk(copied(), b"", OTHER)
+
+
 @pytest.mark.parametrize("codec", [Codec.COPY, Codec.XOR])
-def test_codecs_that_need_a_local_object_are_refused(codec: Codec) -> None:
-    with pytest.raises(UnsupportedError):
+def test_a_local_object_that_is_not_there_is_refused(codec: Codec) -> None:
+    with pytest.raises(LocalObjectError, match="found 0"):
         decode_chunk(record_of(PLAIN, FRAME, codec), FRAME)
-    with pytest.raises(UnsupportedError):
-        ChunkEncoder().encode(PLAIN, codec, Filter.NONE)
+
+
+def test_damage_on_the_medium_is_not_put_down_to_the_local_object() -> None:
+    stored = mixed()
+    with pytest.raises(DamagedError, match="signed stored bytes"):
+        decode_chunk(
+            record_of(PLAIN, stored, Codec.XOR), stored[:-1] + bytes([stored[-1] ^ 1]), OTHER
+        )
 
 
 def test_other_tools_can_unpack_an_unfiltered_frame() -> None:

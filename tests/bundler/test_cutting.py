@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundler.cutting import cut_gguf
+from bundler.format.cutting import cut_gguf
 from bundler.format.index import Filter
 from hwprobe.gguf import read_header
 from tests.fakes.forge import tiny_model

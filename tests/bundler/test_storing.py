@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bundler.cutting import Cut
 from bundler.errors import PackError
 from bundler.format.chunks import decode_chunk
+from bundler.format.cutting import Cut
 from bundler.format.digest import Digest
 from bundler.format.errors import DamagedError, MediumError, MissingBlobError
 from bundler.format.index import ChunkIndex, Filter, check_index, parse_index
