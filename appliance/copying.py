@@ -29,7 +29,7 @@ from bundler.format import fsio
 from bundler.format.chunks import ChunkDecoder
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError, DamagedError, MediumError
-from bundler.format.index import ChunkIndex, ChunkRecord
+from bundler.format.index import LOCAL_CODECS, ChunkIndex, ChunkRecord, Codec
 from bundler.format.manifest import Artifact
 from bundler.format.volume import BundleDirectory
 
@@ -48,11 +48,23 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An artifact on a medium, with its checked index."""
+    """An artifact on a medium, with its checked index.
+
+    Attributes:
+        objects: where the bundle's required objects lie here, by number; for deltas.
+    """
 
     bundle: BundleDirectory
     artifact: Artifact
     index: ChunkIndex
+    objects: tuple[Path, ...] = ()
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Numbers of the required objects that this artifact copies from."""
+        return tuple(
+            sorted({one.source for one in self.index.records if one.codec in LOCAL_CODECS})
+        )
 
 
 class _Slot:
@@ -60,6 +72,8 @@ class _Slot:
 
     def __init__(self, index: ChunkIndex) -> None:
         self.stored = bytearray(max(record.stored_len for record in index.records))
+        local = [one.plain_len for one in index.records if one.codec in LOCAL_CODECS]
+        self.local = bytearray(max(local, default=0))
         self.decoder = ChunkDecoder(max(record.plain_len for record in index.records))
 
 
@@ -87,6 +101,29 @@ class _Segments:
             file.close()
 
 
+class _Objects:
+    """The local objects an artifact copies from, opened once."""
+
+    def __init__(self, source: Source) -> None:
+        self._files: dict[int, int] = {}
+        try:
+            for number in source.used:
+                path = source.objects[number]
+                with store_io("open a file the bundle copies from"):
+                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                    self._files[number] = os.open(path, flags)
+        except BaseException:
+            self.close()
+            raise
+
+    def descriptor(self, record: ChunkRecord) -> int | None:
+        return self._files[record.source] if record.codec in LOCAL_CODECS else None
+
+    def close(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+
 def plain_chunks(
     source: Source, *, first: int = 0, sink: int | None = None
 ) -> Generator[tuple[ChunkRecord, memoryview | BundleError], None, None]:
@@ -102,12 +139,14 @@ def plain_chunks(
 
     Raises:
         NoSpaceError: the sink is full.
-        StoreAccessError: it cannot be written.
+        StoreAccessError: it cannot be written, or a file the bundle copies from be opened.
     """
     index = source.index
     chunk_bytes = max(record.plain_len for record in index.records)
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    count = max(2, min(threads + 2, _SLOTS_BYTES // (3 * chunk_bytes)))
+    buffers = 4 if source.used else 3
+    count = max(2, min(threads + 2, _SLOTS_BYTES // (buffers * chunk_bytes)))
+    objects = _Objects(source)
     free = [_Slot(index) for _ in range(count)]
     waiting: deque[tuple[ChunkRecord, _Slot, Future[memoryview]]] = deque()
     # One file more than chunks on the way: a file in use is never the one that is closed.
@@ -121,17 +160,19 @@ def plain_chunks(
             slot = free.pop()
             future: Future[memoryview] = Future()
             try:
-                file = segments.file(record.segment)
+                file = None if record.codec is Codec.COPY else segments.file(record.segment)
             except BundleError as error:
                 future.set_exception(error)
             else:
-                future = pool.submit(_carry, record, slot, file, sink)
+                local = objects.descriptor(record)
+                future = pool.submit(_carry, record, slot, file=file, local=local, sink=sink)
             waiting.append((record, slot, future))
         while waiting:
             yield _settled(waiting)
     finally:
         pool.shutdown(cancel_futures=True)
         segments.close()
+        objects.close()
 
 
 def _settled(
@@ -144,21 +185,40 @@ def _settled(
         return record, error
 
 
-def _carry(record: ChunkRecord, slot: _Slot, file: io.FileIO, sink: int | None) -> memoryview:
+def _carry(
+    record: ChunkRecord,
+    slot: _Slot,
+    *,
+    file: io.FileIO | None,
+    local: int | None,
+    sink: int | None,
+) -> memoryview:
     """Bring one chunk over; runs in a worker thread."""
-    plain = _read_chunk(record, slot, file)
+    beside = memoryview(b"") if local is None else _read_local(record, slot, local)
+    if file is None:
+        plain = slot.decoder.decode(record, b"", beside)
+    else:
+        plain = _read_chunk(record, slot, file, beside)
     if sink is not None:
         with store_io("write to the store"):
             _write_at(sink, plain, record.plain_off)
     return plain
 
 
-def _read_chunk(record: ChunkRecord, slot: _Slot, file: io.FileIO) -> memoryview:
+def _read_local(record: ChunkRecord, slot: _Slot, descriptor: int) -> memoryview:
+    """The bytes of a local object that a chunk is copied from, or mixed with."""
+    view = memoryview(slot.local)[: record.plain_len]
+    with store_io("read a file the bundle copies from"):
+        count = os.preadv(descriptor, [view], record.source_off)
+    return view[:count]
+
+
+def _read_chunk(record: ChunkRecord, slot: _Slot, file: io.FileIO, local: memoryview) -> memoryview:
     for left in reversed(range(_TRIES)):
         try:
             stored = memoryview(slot.stored)[: record.stored_len]
             _fill(file, stored, record.seg_off)
-            return slot.decoder.decode(record, stored)
+            return slot.decoder.decode(record, stored, local)
         except OSError as error:
             if not left:
                 reason = (error.strerror or "unknown error").lower()

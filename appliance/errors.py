@@ -28,6 +28,7 @@ AppError                        1
 │   └── BlobTooLargeError      10  what a client sent is over the limit
 ├── ImportRefusedError         10
 │   ├── SeveralBundlesError    10  the medium holds several bundles
+│   ├── LocalObjectMissingError 10 a delta copies from a file that is not here any more
 │   └── UnusableModelError     10  a signed file is not a model the engine can be given
 ├── NoSpaceError               13  the file system of the store is too full
 ├── ModelTooLargeError         14  no variant of the bundle fits this machine
@@ -183,6 +184,10 @@ class ImportRefusedError(AppError):
 
 class SeveralBundlesError(ImportRefusedError):
     """The medium holds several bundles, and none was named."""
+
+
+class LocalObjectMissingError(ImportRefusedError):
+    """A delta copies from a file that is not in the store, or is damaged there."""
 
 
 class UnusableModelError(ImportRefusedError):

@@ -14,6 +14,7 @@ from appliance.admission import Admitted, check_owner
 from appliance.choice import Choice, Install, choose, profile_of, wish_for
 from appliance.copying import Source
 from appliance.errors import RequestError
+from appliance.local import check_local
 from appliance.room import check_room
 from appliance.site import Observer, Request, Site
 from appliance.store import Store
@@ -57,8 +58,10 @@ class Intake:
         return sum(source.artifact.size_bytes for source in self.missing) + small
 
 
-def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
-    """The checked chunk index of an artifact.
+def read_source(
+    bundle: BundleDirectory, artifact: Artifact, manifest: Manifest, store: Store
+) -> Source:
+    """The checked chunk index of an artifact, and where the store holds what it copies from.
 
     Raises:
         FormatError: it is missing, damaged, or unlike the statement.
@@ -70,8 +73,9 @@ def read_source(bundle: BundleDirectory, artifact: Artifact) -> Source:
         size_bytes=artifact.index.size_bytes,
     )
     index = parse_index(data)
-    check_index(index, artifact)
-    return Source(bundle=bundle, artifact=artifact, index=index)
+    check_index(index, artifact, manifest.requires.objects)
+    objects = tuple(store.paths.blob(one.digest) for one in manifest.requires.objects)
+    return Source(bundle=bundle, artifact=artifact, index=index, objects=objects)
 
 
 def plan_intake(admitted: Admitted, request: Request, site: Site, observer: Observer) -> Intake:
@@ -98,11 +102,13 @@ def plan_intake(admitted: Admitted, request: Request, site: Site, observer: Obse
     weights = {one.digest: one for planned in names for one in planned.artifacts}
     here = _present(site.store, weights.values(), observer)
     missing = tuple(
-        read_source(admitted.bundle, artifact)
+        read_source(admitted.bundle, artifact, manifest, site.store)
         for digest, artifact in weights.items()
         if digest not in here
     )
     plan = Intake(names=names, missing=missing)
+    for source in missing:
+        check_local(source, manifest, observer)
     for source in missing:
         for segment in source.artifact.segments:
             # Opened now so that a missing volume shows before gigabytes were copied.

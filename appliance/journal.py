@@ -27,7 +27,7 @@ class Event:
     Attributes:
         at: wall time, RFC 3339 in UTC.
         kind: ``imported``, ``refused``, ``created``, ``removed``, ``copied``, ``pushed``,
-            ``exported``, ``pruned``, ``scrubbed``, ``repaired``, ``trust``.
+            ``exported``, ``pruned``, ``scrubbed``, ``repaired``, ``trust``, ``device``.
         details: JSON values.
     """
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from appliance import copying, gate
 from appliance.admission import known_policy, newer_roots, verify_envelope, with_roots
 from appliance.choice import profile_of
-from appliance.errors import AppError, UnusableModelError
+from appliance.errors import AppError, ImportRefusedError
 from appliance.intake import read_source
 from appliance.journal import Journal
+from appliance.local import check_local
 from appliance.pushing import Tell, telling
 from appliance.room import check_room
 from appliance.site import Site
@@ -62,7 +63,7 @@ def repair(
                     if _renew(digest, _Holder(bundle, manifest), site, writer, tell):
                         wanted.remove(digest)
                         whole.append(digest)
-            except (BundleError, UnusableModelError) as error:
+            except (BundleError, ImportRefusedError) as error:
                 refusals.append(f"{bundle.path.name}: {error}")
         if whole:
             Journal(site.store.paths.journal).record(
@@ -89,7 +90,8 @@ def _renew(digest: Digest, holder: _Holder, site: Site, writer: StoreWriter, tel
         part = Descriptor(media_type=artifact.media, digest=digest, size_bytes=artifact.size_bytes)
         try:
             with telling(f"repairing {digest.short()}", part, tell) as advance:
-                source = read_source(holder.bundle, artifact)
+                source = read_source(holder.bundle, artifact, holder.manifest, site.store)
+                check_local(source, holder.manifest)
                 copying.copy_artifact(source, staged, progress=advance)
         except (AppError, BundleError):
             copying.discard(staged)

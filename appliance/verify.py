@@ -28,6 +28,7 @@ from appliance.admission import (
 from appliance.choice import Choice, choose, wish_for
 from appliance.errors import AppError
 from appliance.intake import read_source
+from appliance.local import check_local
 from appliance.site import Observer, Request, Site
 from bundler.format.errors import BundleError, DamagedError
 from bundler.format.manifest import Artifact, Variant
@@ -99,7 +100,7 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
                 gate.read_layers(bundle, admitted.manifest, model)
     _check_blobs(admitted, findings)
     checked = sum(
-        _check_artifact(admitted, artifact, observer, findings)
+        _check_artifact(admitted, artifact, site, observer, findings)
         for artifact in admitted.manifest.artifacts
     )
     return Report(
@@ -128,7 +129,11 @@ def _check_blobs(admitted: Admitted, findings: list[Finding]) -> None:
 
 
 def _check_artifact(
-    admitted: Admitted, artifact: Artifact, observer: Observer, findings: list[Finding]
+    admitted: Admitted,
+    artifact: Artifact,
+    site: Site,
+    observer: Observer,
+    findings: list[Finding],
 ) -> int:
     """Stream one artifact; returns the number of plain bytes that were right."""
     observer.begins(f"verifying {artifact.digest.short()}", artifact.size_bytes)
@@ -136,7 +141,8 @@ def _check_artifact(
     checked = 0
     hasher = hashlib.sha256()
     with _collecting(findings), _head_file(artifact.size_bytes) as (head, keep):
-        source = read_source(admitted.bundle, artifact)
+        source = read_source(admitted.bundle, artifact, admitted.manifest, site.store)
+        check_local(source, admitted.manifest, observer)
         with contextlib.closing(copying.plain_chunks(source)) as chunks:
             for record, plain in chunks:
                 if isinstance(plain, BundleError):

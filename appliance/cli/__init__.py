@@ -23,6 +23,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "making": ("create", "pull", "push"),
     "leaving": ("export",),
     "upkeep": ("prune",),
+    "reporting": ("inventory", "device"),
     "scrub": ("scrub",),
     "site": ("config", "health", "crashes", "trust"),
     "talk": ("run", "ps", "stop"),

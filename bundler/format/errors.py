@@ -10,7 +10,8 @@ BundleError                    1
 │   ├── FieldError            10  a field is not what is expected there
 │   │   ├── ManifestError     10  … of the signed statement
 │   │   ├── RootError         10  … of a trust root
-│   │   └── ChunkIndexError   10  … of a chunk index
+│   │   ├── ChunkIndexError   10  … of a chunk index
+│   │   └── InventoryError    10  … of a site's inventory
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones
 │   ├── LocalObjectError      10  a file the bundle copies from is not what it should be
@@ -107,6 +108,12 @@ class RootError(FieldError):
     """A field of a trust root is wrong."""
 
     what = "malformed trust root"
+
+
+class InventoryError(FieldError):
+    """A field of a site's inventory is wrong."""
+
+    what = "malformed inventory"
 
 
 class UnsupportedError(FormatError):

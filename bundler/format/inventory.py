@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, Final
 from bundler.format import envelope
 from bundler.format.digest import Digest
 from bundler.format.envelope import Envelope
-from bundler.format.errors import FieldError
+from bundler.format.errors import InventoryError
 from bundler.format.keys import PublicKey, SigningKey
 from bundler.format.limits import (
     MAX_ARTIFACT_BYTES,
@@ -34,12 +35,6 @@ MAX_INVENTORY_BYTES: Final = 4 << 20
 """Chunks of about 600 GB of weights: what an envelope holds."""
 _CHUNK: Final = struct.Struct("<I16s")
 _VERSION: Final = 1
-
-
-class InventoryError(FieldError):
-    """A field of an inventory is wrong."""
-
-    what = "malformed inventory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,12 +192,10 @@ def parse_inventory(payload: bytes) -> Inventory:
 def _read_channels(reader: Reader) -> dict[str, int]:
     names = reader.names()
     if len(names) > MAX_CHANNELS:
-        raise InventoryError(
-            at="channels", expected=f"at most {MAX_CHANNELS}", found=str(len(names))
-        )
-    with Reader({str(place): name for place, name in enumerate(names)}, "channels") as spelled:
-        for place in range(len(names)):
-            spelled.text(str(place), pattern=CHANNEL_PATTERN)
+        reader.refuse("names", f"at most {MAX_CHANNELS}", len(names))
+    for name in names:
+        if not re.fullmatch(CHANNEL_PATTERN, name, re.ASCII):
+            reader.refuse("names", f"names of the form {CHANNEL_PATTERN}", name)
     return {name: reader.integer(name, at_least=1) for name in names}
 
 
