@@ -34,7 +34,13 @@ test: lint ## all that has to hold: linters, types, import rules, tests without 
 PREFIX ?= /usr
 LIB = $(DESTDIR)$(PREFIX)/lib/satchel
 UNITS = $(DESTDIR)/usr/lib/systemd/system
+SHARE = $(DESTDIR)$(PREFIX)/share
 COMMANDS := satchel satchel-bundle satchel-probe satchel-server
+COMPLETING := satchel satchel-bundle satchel-probe
+BASH = $(SHARE)/bash-completion/completions
+# Debian's zsh looks for packages' functions elsewhere than for those of the site.
+ZSH = $(SHARE)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+FISH = $(SHARE)/fish/vendor_completions.d
 
 install: .venv/ready ## install commands and units: make install [PREFIX=/usr] [DESTDIR=DIR]
 	$(PYTHON) -m venv $(LIB)
@@ -46,19 +52,25 @@ install: .venv/ready ## install commands and units: make install [PREFIX=/usr] [
 	sed -i 's|$(LIB)|$(PREFIX)/lib/satchel|g' $(LIB)/pyvenv.cfg $$(grep -rIl '$(LIB)' $(LIB)/bin)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	for name in $(COMMANDS); do ln -sfn ../lib/satchel/bin/$$name $(DESTDIR)$(PREFIX)/bin/$$name; done
+	for name in $(COMPLETING); do \
+	  $(BIN)/$$name completion bash | install -D -m 644 /dev/stdin $(BASH)/$$name && \
+	  $(BIN)/$$name completion zsh | install -D -m 644 /dev/stdin $(ZSH)/_$$name && \
+	  $(BIN)/$$name completion fish | install -D -m 644 /dev/stdin $(FISH)/$$name.fish || exit 1; \
+	done
 	for unit in systemd/satchel*; do \
 	  sed 's|/usr/lib/satchel|$(PREFIX)/lib/satchel|' $$unit | install -D -m 644 /dev/stdin $(UNITS)/$${unit#systemd/}; \
 	done
 	install -D -m 644 systemd/sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/satchel.conf
 	install -D -m 644 systemd/tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
-	install -d $(DESTDIR)$(PREFIX)/share/doc/satchel
-	install -m 644 docs/*.md systemd/gpu-*.conf LICENSE $(DESTDIR)$(PREFIX)/share/doc/satchel
+	install -d $(SHARE)/doc/satchel
+	install -m 644 docs/*.md systemd/gpu-*.conf LICENSE $(SHARE)/doc/satchel
 
 uninstall: ## take it away again; models, configuration and keys stay
 	for name in $(COMMANDS); do rm -f $(DESTDIR)$(PREFIX)/bin/$$name; done
+	for name in $(COMPLETING); do rm -f $(BASH)/$$name $(ZSH)/_$$name $(FISH)/$$name.fish; done
 	for unit in systemd/satchel*; do rm -f $(UNITS)/$${unit#systemd/}; done
 	rm -f $(DESTDIR)/usr/lib/sysusers.d/satchel.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
-	rm -rf $(LIB) $(DESTDIR)$(PREFIX)/share/doc/satchel
+	rm -rf $(LIB) $(SHARE)/doc/satchel
 
 # Not part of `test`: it needs node and npm, which a machine without them cannot install offline.
 test-js: .venv/ready-for-tests ## the JavaScript clients of Ollama, OpenAI and Anthropic (needs node 20 and npm)

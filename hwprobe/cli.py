@@ -14,6 +14,7 @@ import typer
 
 from hwprobe.calibrate import calibrate as run_calibration
 from hwprobe.calibrate import keep_calibration, learn_from, machine_identity, read_calibration
+from hwprobe.completion import ASK, SHELLS, answer, script
 from hwprobe.decision import MAX_RECORD_BYTES, Question, decide, record_of, replayed
 from hwprobe.decoding import parsed
 from hwprobe.engine import dry_run, engine_info
@@ -228,6 +229,16 @@ def record(
     print(f"{out}: {len(looks.files)} files{refused}")
 
 
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", autocompletion=lambda: SHELLS)],
+) -> None:
+    """Print the completion script for bash, zsh or fish."""
+    if shell not in SHELLS:
+        raise typer.BadParameter(f"expected {', '.join(SHELLS)}, found {shell!r}")
+    print(script(PROGRAM, shell), end="")
+
+
 def _timed_model(path: Path, models: Path) -> str:
     """Predict, time and keep one model's speed; a line about it."""
     machine = _asked_machine(path, only_for_gpus=True)[0]
@@ -311,7 +322,7 @@ def _exit_code(error: ProbeError) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr in one form."""
     try:
-        code: Any = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        code = _typed(arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", "", EXIT_INTERRUPTED)
     except typer.TyperException as error:
@@ -327,6 +338,14 @@ def run(arguments: Sequence[str]) -> int:
         # typer turns an interrupt of a running command into this code, without a word.
         return _complain("interrupted", "", EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _typed(arguments: Sequence[str]) -> Any:
+    """Run a verb, or answer a completion script."""
+    if list(arguments[:1]) == [ASK]:
+        print(answer(arguments[1:], program=PROGRAM, app_for=lambda _: app), end="")
+        return 0
+    return app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
 
 
 def _complain(message: str, hint: str, code: int) -> int:

@@ -10,26 +10,55 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.errors import AppError
+from appliance.errors import AppError, RequestError
 from bundler.format.errors import BundleError, printable
+from hwprobe.completion import ASK, SHELLS, answer, script
 from hwprobe.errors import DoesNotFitError, GgufError, ProbeError, io_sentence
 
 INTERRUPTED = 130
 _PROBE_CODES: dict[type[ProbeError], int] = {GgufError: 10, DoesNotFitError: 14}
 
-_MODULES: Mapping[str, tuple[str, ...]] = {
-    "bundles": ("import", "verify"),
-    "models": ("list", "ls", "show", "rm", "cp"),
-    "making": ("create", "pull", "push"),
-    "leaving": ("export",),
-    "upkeep": ("prune",),
-    "reporting": ("inventory", "device"),
-    "scrub": ("scrub",),
-    "site": ("config", "health", "crashes", "trust"),
-    "talk": ("run", "ps", "stop"),
+_HIDDEN = ""
+"""A verb the help does not name."""
+
+_MODULES: Mapping[str, Mapping[str, str]] = {
+    "bundles": {
+        "import": "Verify a bundle and install what fits this machine.",
+        "verify": "Check every byte of a bundle as an import would; write nothing.",
+    },
+    "listing": {"list": "List the installed models, the newest first.", "ls": _HIDDEN},
+    "showing": {"show": "Show what a model is."},
+    "models": {
+        "rm": "Remove models, and the files nothing else uses.",
+        "cp": "Give a model one more name.",
+    },
+    "making": {
+        "create": "Make a model from a Modelfile, through the server.",
+        "pull": "Install a model from a trusted bundle in one of exchange.sources.",
+        "push": "Copy a model into the directory exchange.export, a store of the same layout.",
+    },
+    "leaving": {"export": "Copy models out for other tools, every file checked on its way."},
+    "upkeep": {"prune": "Remove the blobs that no model uses."},
+    "reporting": {
+        "inventory": "Say which pieces of which files are here, so that an update carries only the others.",
+        "device": "Show the public half of the key that signs this machine's receipts and inventories.",
+    },
+    "scrub": {"scrub": "Hash every file of the store again, only when CPU and disk are idle."},
+    "site": {
+        "config": "Show every setting, and where its value comes from.",
+        "health": "Check store, last scrub, space, crashes of the last day, engine, and server.",
+        "crashes": "Show how models' runners have crashed.",
+        "trust": "Whom this site trusts to sign bundles.",
+    },
+    "talk": {
+        "run": "Ask a model, once or in a conversation.",
+        "ps": "Show the models in memory, where they lie, and until when.",
+        "stop": "Unload a model.",
+    },
 }
-"""Module of this package → its verbs, in the order of the help. Only the module of the verb that
-was typed is imported, so that `satchel list` starts without codecs and the engine's tools."""
+"""Module of this package → its verbs, in the order of the help, with what the help says of them.
+Only the module of the verb that was typed is imported, and none for the help, so that
+`satchel list` starts without codecs and the engine's tools."""
 
 _NOT_HERE: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(
@@ -72,8 +101,17 @@ def _version_command() -> None:
     _version(wanted=True)
 
 
+def _completion_command(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", autocompletion=lambda: SHELLS)],
+) -> None:
+    """Print the completion script for bash, zsh or fish."""
+    if shell not in SHELLS:
+        raise RequestError(f"shell: expected {', '.join(SHELLS)}, found {shell!r}")
+    typer.echo(script("satchel", shell), nl=False)
+
+
 def make_app(modules: Iterable[str] = tuple(_MODULES)) -> typer.Typer:
-    """The command line, with the verbs of these modules of this package."""
+    """The command line, with the verbs of these modules, and the names of all others."""
     app = typer.Typer(
         name="satchel",
         help="Keep verified models on this machine, and talk to its server.",
@@ -83,29 +121,37 @@ def make_app(modules: Iterable[str] = tuple(_MODULES)) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
+    loaded = set(modules)
+    for module, verbs in _MODULES.items():
+        if module in loaded:
+            importlib.import_module(f"appliance.cli.{module}").add_to(app)
+            continue
+        for verb, about in verbs.items():
+            app.command(verb, help=about, hidden=about == _HIDDEN)(_elsewhere)
+    app.command("completion")(_completion_command)
     app.command("version")(_version_command)
-    for module in modules:
-        importlib.import_module(f"appliance.cli.{module}").add_to(app)
     return app
 
 
+def _elsewhere() -> None:
+    """Stand for a verb whose module is not loaded; never run, because `_needed` loads it."""
+    raise AssertionError
+
+
 def _needed(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The module of the verb that was typed; all of them for the help or an unknown verb."""
+    """The module of the verb that was typed; none for the help, or an unknown verb."""
     verb = next((word for word in arguments if not word.startswith("-")), "")
-    if verb == "version" or any(word in ("--version", "-v") for word in arguments[:1]):
-        return ()
-    found = tuple(module for module, verbs in _MODULES.items() if verb in verbs)
-    return found or tuple(_MODULES)
+    return tuple(module for module, verbs in _MODULES.items() if verb in verbs)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr in one form."""
-    if arguments and arguments[0] in _NOT_HERE:
-        message, hint = _NOT_HERE[arguments[0]]
-        return _complain(f"{arguments[0]}: {message}", hint, 1)
+    verb = arguments[0] if arguments else ""
+    if verb in _NOT_HERE:
+        message, hint = _NOT_HERE[verb]
+        return _complain(f"{verb}: {message}", hint, 1)
     try:
-        app = make_app(_needed(arguments))
-        code: Any = app(args=_with_values(arguments), standalone_mode=False, prog_name="satchel")
+        code = _typed(arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", "", INTERRUPTED)
     except BrokenPipeError:
@@ -118,6 +164,20 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         return _complain("interrupted", "", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _typed(arguments: Sequence[str]) -> Any:
+    """Run a verb, or answer a completion script."""
+
+    def app_for(words: Sequence[str]) -> typer.Typer:
+        return make_app(_needed(words))
+
+    if list(arguments[:1]) == [ASK]:
+        typer.echo(answer(arguments[1:], program="satchel", app_for=app_for), nl=False)
+        return 0
+    return app_for(arguments)(
+        args=_with_values(arguments), standalone_mode=False, prog_name="satchel"
+    )
 
 
 def _explain(error: Exception) -> int:

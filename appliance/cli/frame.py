@@ -6,19 +6,31 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.client import Client
+from appliance.catalogue import Catalogue
 from appliance.config import Config
 from appliance.errors import RequestError
 from appliance.layout import Paths
 from appliance.settings import HostText, read_host
-from appliance.store import Store
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 
+if TYPE_CHECKING:
+    from appliance.client import Client
+    from appliance.store import Store
+
+
+def installed(context: typer.Context) -> list[str]:
+    """Names for the shell's completion: what lies in the store of this command line."""
+    given = {key: context.params.get(key) for key in ("config", "store")}
+    names = open_catalogue(load_config(given["config"], given["store"])).names()
+    return [name.short() for name in names]
+
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=installed)]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="The store; else SATCHEL_STORE, else the file.")
 ]
@@ -48,8 +60,15 @@ def load_config(
     )
 
 
+def open_catalogue(config: Config) -> Catalogue:
+    """The store the configuration names, for reading; it need not exist."""
+    return Catalogue(Paths(config.store.path))
+
+
 def open_store(config: Config) -> Store:
     """The store the configuration names; it need not exist."""
+    from appliance.store import Store  # noqa: PLC0415 - brings the cryptography, which is slow
+
     return Store(Paths(config.store.path))
 
 
@@ -59,6 +78,8 @@ def server(config: Config, host: str | None) -> Client:
     Raises:
         RequestError: ``--host`` is not an address.
     """
+    from appliance.client import Client  # noqa: PLC0415 - brings HTTP, which is slow
+
     return Client(address=_address(config, host), api_key=os.environ.get("SATCHEL_API_KEY", ""))
 
 

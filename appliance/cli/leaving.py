@@ -12,6 +12,7 @@ from appliance.cli.frame import (
     ConfigOption,
     JsonOption,
     StoreOption,
+    installed,
     load_config,
     open_store,
     print_json,
@@ -28,10 +29,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export_command(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", autocompletion=installed)],
     *,
     as_: Annotated[
-        str, typer.Option("--as", metavar="FORM", help="gguf, ollama or oci; see below.")
+        str,
+        typer.Option(
+            "--as",
+            metavar="FORM",
+            help="gguf, ollama or oci; see below.",
+            autocompletion=lambda: FORMS,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to; it must be there.")],
     store: StoreOption = None,

@@ -12,6 +12,7 @@ from appliance.cli.frame import (
     ConfigOption,
     HostOption,
     JsonOption,
+    ModelArgument,
     StoreOption,
     load_config,
     open_store,
@@ -28,7 +29,6 @@ from appliance.pulling import pull
 from appliance.pushing import push
 from bundler.format import modelfile
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL")]
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Accepted for Ollama's sake; no network is used.")
 ]

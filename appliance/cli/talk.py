@@ -18,6 +18,8 @@ from appliance.cli.frame import (
     ConfigOption,
     HostOption,
     JsonOption,
+    ModelArgument,
+    installed,
     load_config,
     print_json,
     server,
@@ -43,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    model: ModelArgument,
     prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...")] = None,
     *,
     keepalive: Annotated[str, typer.Option(help="How long the model stays, such as 5m.")] = "",
@@ -51,7 +53,10 @@ def run_command(
     format_: Annotated[str, typer.Option("--format", help="json, for an answer in JSON.")] = "",
     think: Annotated[
         str,
-        typer.Option(help="true, false, low, medium, high or max; alone it means true."),
+        typer.Option(
+            help="true, false, low, medium, high or max; alone it means true.",
+            autocompletion=lambda: list(_THINK_LEVELS),
+        ),
     ] = "",
     hide_thinking: Annotated[
         bool, typer.Option("--hidethinking", help="Leave the reasoning out.")
@@ -145,7 +150,9 @@ def _piped() -> Iterator[str]:
 
 
 def ps_command(
-    prefix: Annotated[str, typer.Argument(help="Only names that begin like this.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(help="Only names that begin like this.", autocompletion=installed)
+    ] = "",
     config: ConfigOption = None,
     host: HostOption = None,
     json_: JsonOption = False,
@@ -182,7 +189,7 @@ def _ps_row(model: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
 
 
 def stop_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    model: ModelArgument,
     config: ConfigOption = None,
     host: HostOption = None,
     json_: JsonOption = False,

@@ -11,6 +11,7 @@ import typer
 
 from bundler.cli.frame import PROGRAM
 from bundler.format.errors import BundleError
+from hwprobe.completion import ASK, SHELLS, answer, script
 from hwprobe.errors import GgufError, ProbeError, io_sentence
 
 _EXIT_FAILED: Final = 1
@@ -56,6 +57,15 @@ def _options(
         print(context.get_help())
 
 
+def _completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", autocompletion=lambda: SHELLS)],
+) -> None:
+    """Print the completion script for bash, zsh or fish."""
+    if shell not in SHELLS:
+        raise typer.BadParameter(f"expected {', '.join(SHELLS)}, found {shell!r}")
+    print(script(PROGRAM, shell), end="")
+
+
 def make_app(verb: str = "") -> typer.Typer:
     """The command line, in which this verb works and the others are lines of the help."""
     app = typer.Typer(
@@ -75,6 +85,7 @@ def make_app(verb: str = "") -> typer.Typer:
         elif not added:
             importlib.import_module(f"{__name__}.{module}").add_to(app)
             added = True
+    app.command("completion")(_completion)
     return app
 
 
@@ -85,9 +96,8 @@ def _unloaded() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr in one form."""
-    verb = next((word for word in arguments if not word.startswith("-")), "")
     try:
-        code: Any = make_app(verb)(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        code = _typed(arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", "", _EXIT_INTERRUPTED)
     except typer.TyperException as error:
@@ -101,6 +111,18 @@ def run(arguments: Sequence[str]) -> int:
         # typer turns an interrupt of a running command into this code, without a word.
         return _complain("interrupted", "", _EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _typed(arguments: Sequence[str]) -> Any:
+    """Run a verb, or answer a completion script."""
+
+    def app_for(words: Sequence[str]) -> typer.Typer:
+        return make_app(next((word for word in words if not word.startswith("-")), ""))
+
+    if list(arguments[:1]) == [ASK]:
+        print(answer(arguments[1:], program=PROGRAM, app_for=app_for), end="")
+        return 0
+    return app_for(arguments)(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
 
 
 def _explained(error: BundleError | ProbeError | OSError) -> tuple[str, str, int]:

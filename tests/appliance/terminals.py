@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -72,11 +72,30 @@ def terminal(
     *arguments: str, environment: Mapping[str, str], columns: int = 100
 ) -> Iterator[Terminal]:
     """Start ``satchel ARGUMENTS`` on a terminal of its own."""
+    command = [sys.executable, "-P", "-m", "appliance.cli", *arguments]
+    with _started(command, environment=environment, columns=columns) as screen:
+        yield screen
+
+
+@contextmanager
+def shell_on_terminal(
+    command: Sequence[str], *, environment: Mapping[str, str], columns: int = 100
+) -> Iterator[Terminal]:
+    """Start a shell on a terminal that is its own to control."""
+    command = ["setsid", "--ctty", "--wait", *command]
+    with _started(command, environment=environment, columns=columns) as screen:
+        yield screen
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], *, environment: Mapping[str, str], columns: int
+) -> Iterator[Terminal]:
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SATCHEL_", "OLLAMA_"))}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "appliance.cli", *arguments],
+        command,
         env={**kept, "TERM": "xterm", **environment},
         stdin=child,
         stdout=child,
