@@ -40,8 +40,10 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
     "leaving": {"export": "Copy models out for other tools, every file checked on its way."},
     "upkeep": {"prune": "Remove the blobs that no model uses."},
     "reporting": {
-        "inventory": "Say which pieces of which files are here, so that an update carries only the others.",
-        "device": "Show the public half of the key that signs this machine's receipts and inventories.",
+        "inventory": "Say which pieces of which files are here, "
+        "so that an update carries only the others.",
+        "device": "Show the public half of the key "
+        "that signs this machine's receipts and inventories.",
     },
     "scrub": {"scrub": "Hash every file of the store again, only when CPU and disk are idle."},
     "site": {
