@@ -17,12 +17,16 @@ from appliance.cli.frame import (
     print_json,
 )
 from appliance.cli.screen import Screen
+from appliance.cli.updates import report
 from appliance.errors import RequestError
 from appliance.importer import import_bundle
 from appliance.measuring import this_site
+from appliance.policyfile import load_policy
 from appliance.receipt import Receipt
-from appliance.site import Request
+from appliance.site import Request, Site
+from appliance.updating import Updated, check_update, update_trust
 from appliance.verify import Report, verify_bundle
+from bundler.format.volume import find_update, has_bundles
 from hwprobe.quantity import Bytes
 
 _ROLLBACK = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}:[1-9][0-9]{0,15}")
@@ -94,12 +98,25 @@ def import_command(
     """Verify a bundle and install what fits this machine."""
     request = _request(medium, variant, allow_rollback, allow_channel, all_variants=all_)
     site = this_site(load_config(config, store))
+    update = _followed(medium, site)
+    if update is not None and not has_bundles(medium):
+        report(update, as_json=json_)
+        return
     with Screen(site.machine, quiet=json_) as screen:
         receipt = import_bundle(request, site, screen)
     if json_:
         print_json(receipt.to_json())
     else:
         _print_receipt(receipt)
+
+
+def _followed(medium: Path, site: Site) -> Updated | None:
+    """Follow the trust roots that lie beside the bundles of a medium, before any of these."""
+    found = find_update(medium)
+    pinned = load_policy(site.store.paths.trust).root is not None
+    if found is None or (not pinned and has_bundles(medium)):
+        return None
+    return update_trust(site.store, found.read_root, source="medium")
 
 
 def _print_receipt(receipt: Receipt) -> None:
@@ -125,18 +142,23 @@ def verify_command(
     """Check every byte of a bundle as an import would; write nothing."""
     request = _request(medium, variant, allow_rollback, allow_channel, all_variants=all_)
     site = this_site(load_config(config, store))
+    update = find_update(medium)
+    if update is not None and not has_bundles(medium):
+        policy = load_policy(site.store.paths.trust)
+        report(check_update(policy, update.read_root), as_json=json_, done=False)
+        return
     with Screen(site.machine, quiet=json_) as screen:
-        report = verify_bundle(request, site, screen)
+        found = verify_bundle(request, site, screen)
     if json_:
-        print_json(_report_json(report))
-    for finding in () if json_ else report.findings:
+        print_json(_report_json(found))
+    for finding in () if json_ else found.findings:
         typer.echo(f"satchel: error: {finding}", err=True)
         if finding.hint:
             typer.echo(f"satchel: hint: {finding.hint}", err=True)
-    if report.findings:
-        raise typer.Exit(report.findings[0].exit_code)
+    if found.findings:
+        raise typer.Exit(found.findings[0].exit_code)
     if not json_:
-        typer.echo(f"verified {Bytes(report.checked_bytes)} of weights; nothing was written")
+        typer.echo(f"verified {Bytes(found.checked_bytes)} of weights; nothing was written")
 
 
 def _report_json(report: Report) -> dict[str, Any]:

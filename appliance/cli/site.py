@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from appliance import duration, health
+from appliance.cli import updates
 from appliance.cli.frame import (
     ConfigOption,
     HostOption,
@@ -48,6 +49,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("config")(config_command)
     app.command("health")(health_command)
     app.command("crashes")(crashes_command)
+    updates.add_to(trust_app)
     app.add_typer(trust_app, name="trust")
 
 

@@ -32,6 +32,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
         "roots",
         "Say who may sign for which channel, and change it in a way sites can follow.",
     ),
+    "trust": ("updates", "Carry revocations and new keys to sites without a bundle."),
 }
 """Verb → its module of this package, and its line in the help. Only the module of the verb that
 was typed is imported: the codecs and the sources' tools of the others cost most of a start."""

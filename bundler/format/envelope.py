@@ -172,11 +172,12 @@ def parse(
     with Reader(members, "", error=_EnvelopeFieldError) as reader:
         payload_type = reader.choice("payloadType", (payload_type,))
         payload = _base64(reader, "payload", max_bytes=max_payload_bytes)
-        signatures = reader.objects("signatures", _read_signature, at_most=MAX_SIGNATURES)
+        signatures = reader.objects("signatures", read_signature, at_most=MAX_SIGNATURES)
     return Envelope(payload_type=payload_type, payload=payload, signatures=signatures)
 
 
-def _read_signature(reader: Reader) -> Signature:
+def read_signature(reader: Reader) -> Signature:
+    """One member of ``signatures``; refuses what is none."""
     return Signature(
         key_id=KeyId(reader.text("keyid", pattern="[0-9a-f]{64}")),
         signature=_base64(reader, "sig", max_bytes=_MAX_SIGNATURE_BYTES),

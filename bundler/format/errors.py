@@ -10,8 +10,10 @@ BundleError                    1
 │   ├── FieldError            10  a field is not what is expected there
 │   │   ├── ManifestError     10  … of the signed statement
 │   │   ├── RootError         10  … of a trust root
+│   │   ├── UpdateError       10  … of a trust update
 │   │   ├── ChunkIndexError   10  … of a chunk index
 │   │   └── InventoryError    10  … of a site's inventory
+│   ├── PaperError            10  scanned or typed texts are not those that were printed
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones
 │   ├── LocalObjectError      10  a file the bundle copies from is not what it should be
@@ -114,6 +116,16 @@ class InventoryError(FieldError):
     """A field of a site's inventory is wrong."""
 
     what = "malformed inventory"
+
+
+class UpdateError(FieldError):
+    """A field of a trust update is wrong."""
+
+    what = "malformed trust update"
+
+
+class PaperError(FormatError):
+    """Texts that were scanned or typed do not belong together, or one of them is wrong."""
 
 
 class UnsupportedError(FormatError):

@@ -12,6 +12,9 @@ MAX_ROOT_BYTES: Final = 512 << 10
 MAX_ROOT_ENVELOPE_BYTES: Final = 2 << 20
 """A root of the largest size in base64, with 64 signatures of the largest size."""
 MAX_ROOT_VERSIONS: Final = 1_024
+MAX_UPDATE_BYTES: Final = 2 << 20
+MAX_UPDATE_STORED_BYTES: Final = 64 << 10
+"""A trust update on paper: compressed, and what it may become."""
 MAX_ROOT_KEYS: Final = 64
 MAX_CHANNELS: Final = 256
 MAX_REVOKED: Final = 4_096

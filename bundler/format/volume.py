@@ -26,7 +26,16 @@ ENVELOPE_NAME: Final = "bundle.dsse.json"
 BUNDLES_DIRECTORY: Final = "satchel"
 ROOT_DIRECTORY: Final = "root"
 ROOT_NAME: Final = "{}.root.dsse.json"
+UPDATE_DIRECTORY: Final = "trust"
+"""Below `BUNDLES_DIRECTORY`: a trust update, which is roots and nothing else."""
+_UPDATE_PLACES: Final = (
+    (BUNDLES_DIRECTORY, UPDATE_DIRECTORY, ROOT_DIRECTORY),
+    (UPDATE_DIRECTORY, ROOT_DIRECTORY),
+    (ROOT_DIRECTORY,),
+    (),
+)
 _BUNDLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}-[0-9]{6,16}")
+_ROOT_FILE: Final = re.compile(ROOT_NAME.format("[1-9][0-9]{0,3}").replace(".", r"\."))
 _MAX_ENTRIES: Final = 10_000
 """Names looked at in one directory; a stick with more is not one of ours."""
 
@@ -59,19 +68,7 @@ class BundleDirectory:
             LayoutError: it is no regular file, or too large.
             MediumError: it cannot be read.
         """
-        with self._opened() as directory:
-            try:
-                roots = open_directory(ROOT_DIRECTORY, dir_fd=directory)
-            except MissingBlobError:
-                return None
-            try:
-                return read_bounded(
-                    ROOT_NAME.format(version), max_bytes=MAX_ROOT_ENVELOPE_BYTES, dir_fd=roots
-                )
-            except MissingBlobError:
-                return None
-            finally:
-                os.close(roots)
+        return UpdateDirectory(self.path, (ROOT_DIRECTORY,)).read_root(version)
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether this medium holds a file of that name; another volume may."""
@@ -153,6 +150,69 @@ class BundleDirectory:
             os.close(directory)
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateDirectory:
+    """A directory of trust roots on a medium. Nothing in it is trusted.
+
+    Attributes:
+        path: what was opened first.
+        below: names of the directories below it, none of which may be a link.
+    """
+
+    path: Path
+    below: tuple[str, ...]
+
+    def read_root(self, version: int) -> bytes | None:
+        """The envelope of a root, or ``None`` where there is none.
+
+        Raises:
+            LayoutError: it is no regular file, or too large.
+            MediumError: it cannot be read.
+        """
+        directory = open_directory(self.path)
+        try:
+            for name in self.below:
+                outer = directory
+                directory = open_directory(name, dir_fd=outer)
+                os.close(outer)
+            return read_bounded(
+                ROOT_NAME.format(version), max_bytes=MAX_ROOT_ENVELOPE_BYTES, dir_fd=directory
+            )
+        except MissingBlobError:
+            return None
+        finally:
+            os.close(directory)
+
+
+def find_update(root: Path) -> UpdateDirectory | None:
+    """The trust roots of a medium, if there are any beside those of its bundles.
+
+    Args:
+        root: the medium, its ``satchel`` or ``trust`` directory, a bundle directory, or a
+            directory of roots.
+
+    Raises:
+        MediumError: ``root`` cannot be read.
+    """
+    root = root.resolve()
+    for below in _UPDATE_PLACES:
+        try:
+            names = [path.name for path in root.joinpath(*below).iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise_io(error, root)
+        if any(_ROOT_FILE.fullmatch(name) for name in names):
+            return UpdateDirectory(root, below)
+    return None
+
+
+def has_bundles(root: Path) -> bool:
+    """Whether there is a bundle, finished or not: the question before `find_bundles`."""
+    root = root.resolve()
+    return _is_file(root / ENVELOPE_NAME) or bool(_bundle_paths(root))
+
+
 def find_bundles(root: Path) -> tuple[BundleDirectory, ...]:
     """Every finished bundle of a medium, in order of name.
 
@@ -175,12 +235,7 @@ def find_bundles(root: Path) -> tuple[BundleDirectory, ...]:
     root = root.resolve()
     if _is_file(root / ENVELOPE_NAME):
         return (BundleDirectory(root),)
-    below = root / BUNDLES_DIRECTORY
-    names = [
-        *(below / name for name in _directories(below)),
-        *(root / name for name in _directories(root) if name != BUNDLES_DIRECTORY),
-    ]
-    named = sorted(path for path in names if _BUNDLE_NAME.fullmatch(path.name))
+    named = _bundle_paths(root)
     finished = [path for path in named if _is_file(path / ENVELOPE_NAME)]
     if finished:
         return tuple(BundleDirectory(path) for path in finished)
@@ -193,6 +248,16 @@ def find_bundles(root: Path) -> tuple[BundleDirectory, ...]:
         f"{typed}: expected a bundle, found none",
         hint=f"is the stick mounted there? it holds {BUNDLES_DIRECTORY}/<channel>-<seq>",
     )
+
+
+def _bundle_paths(root: Path) -> list[Path]:
+    """Directories that are called like bundles, in order of name."""
+    below = root / BUNDLES_DIRECTORY
+    names = [
+        *(below / name for name in _directories(below)),
+        *(root / name for name in _directories(root) if name != BUNDLES_DIRECTORY),
+    ]
+    return sorted(path for path in names if _BUNDLE_NAME.fullmatch(path.name))
 
 
 def _directories(path: Path) -> list[str]:

@@ -26,6 +26,7 @@ OWNERS = {
     "jsonschema": {"server.conformance.__main__"},
     "jsonschema_specifications": {"server.conformance.__main__"},
     "pkcs11": {"bundler.tokens"},
+    "segno": {"bundler.rooting.printing"},
     "gguf": {"bundler.convert.writing"},
     "safetensors": {"bundler.convert.tensors"},
     "huggingface_hub": {"bundler.source.hub"},
