@@ -16,6 +16,7 @@ from hwprobe.engine import engine_info
 from hwprobe.errors import EngineCheckError
 from hwprobe.machine import Machine
 from hwprobe.probing import probe_machine
+from hwprobe.variants import read_choice
 
 
 def version() -> str:
@@ -37,7 +38,10 @@ def this_site(config: Config) -> Site:
 def _machine(store: Path) -> Machine:
     """This machine; the engine is asked about GPUs only where there are some."""
     existing = next(path for path in (store, *store.parents) if path.is_dir())
-    machine = probe_machine(disk_path=existing)
+    choice = read_choice(Paths(store).engine)
+    machine = replace(
+        probe_machine(disk_path=existing), engine_variant=choice.name if choice else ""
+    )
     if not machine.gpus:
         return machine
     try:

@@ -36,6 +36,7 @@ from hwprobe.report import (
 )
 from hwprobe.settings import KvType
 from hwprobe.speed import predicted_speed
+from hwprobe.variants import read_choice
 from hwprobe.verdict import Placement, Wish
 
 PROGRAM = "satchel-probe"
@@ -90,7 +91,7 @@ def report(
     With --json the output is a site report, which satchel-bundle pack --for and satchel-probe
     fit --for read on another machine.
     """
-    machine, engine = (_recorded(root), "") if root else _asked_machine(models)
+    machine, engine = (_recorded(root), "") if root else _asked_machine(models, models)
     if disk_speed is not None:
         disk = replace(machine.disk, read_bytes_per_s=round(read_speed(disk_speed)))
         machine = replace(machine, disk=disk)
@@ -132,7 +133,7 @@ def fit(
     if kv is not None and kv not in get_args(KvType):
         raise typer.BadParameter(f"expected one of {', '.join(get_args(KvType))}, found {kv!r}")
     wish = Wish(num_ctx=ctx, slots=slots, kv_type=kv, num_gpu=num_gpu)  # type: ignore[arg-type]
-    machine = _deciding_for(path, site=site, root=root)
+    machine = _deciding_for(path, models, site=site, root=root)
     question = Question(machine=machine, candidates=candidates_at(path), wish=wish)
     if record_file is not None:
         record_file.write_bytes(record_of(question))
@@ -222,7 +223,7 @@ def record(
     The file holds parts of /proc and /sys as they are: names of processors, disks, mounts and
     control groups. No serial numbers are read.
     """
-    offload = _asked_machine(models)[0].engine_offload
+    offload = _asked_machine(models, models)[0].engine_offload
     looks, machine = look_at_this_machine(disk_path=models.absolute(), engine_offload=offload)
     write_recording(out, looks, machine)
     refused = f", {len(looks.refused)} could not be read" if looks.refused else ""
@@ -241,7 +242,7 @@ def completion(
 
 def _timed_model(path: Path, models: Path) -> str:
     """Predict, time and keep one model's speed; a line about it."""
-    machine = _asked_machine(path, only_for_gpus=True)[0]
+    machine = _asked_machine(path, models, only_for_gpus=True)[0]
     known = read_calibration(models / _ENGINE_FOLDER, machine_identity(machine))
     if known is None:
         raise ProbeError(
@@ -269,13 +270,13 @@ def _speed_lines(
         yield f"Speed     {speed}"
 
 
-def _deciding_for(path: Path, *, site: Path | None, root: Path | None) -> Machine:
+def _deciding_for(path: Path, models: Path, *, site: Path | None, root: Path | None) -> Machine:
     """The machine that fit decides for: the one named, or this one."""
     if site is not None and root is not None:
         raise typer.BadParameter("--for and --root both name a machine")
     if root is not None:
         return _recorded(root)
-    return _site(site) if site else _asked_machine(path, only_for_gpus=True)[0]
+    return _site(site) if site else _asked_machine(path, models, only_for_gpus=True)[0]
 
 
 def _recorded(path: Path) -> Machine:
@@ -283,9 +284,17 @@ def _recorded(path: Path) -> Machine:
         return machine
 
 
-def _asked_machine(disk_path: Path, *, only_for_gpus: bool = False) -> tuple[Machine, str]:
-    """This machine, with what the engine says about GPUs, and a line about the engine."""
-    machine = probe_machine(disk_path=disk_path.absolute())
+def _asked_machine(
+    disk_path: Path, models: Path, *, only_for_gpus: bool = False
+) -> tuple[Machine, str]:
+    """This machine, with what the engine says about GPUs, and a line about the engine.
+
+    The build of the CPU backend is the one that the server beside ``models`` has chosen.
+    """
+    choice = read_choice(models / _ENGINE_FOLDER)
+    machine = replace(
+        probe_machine(disk_path=disk_path.absolute()), engine_variant=choice.name if choice else ""
+    )
     if only_for_gpus and not machine.gpus:
         return machine, ""
     try:

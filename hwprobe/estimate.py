@@ -33,10 +33,22 @@ UNCHECKED: Final = "allowance for an unchecked architecture"
 ENGINE_TERMS: Final = (WEIGHTS, TIED_COPY, KV_CACHE, STATE, COMPUTE)
 """The terms that the engine accounts for itself; the others come on top of its figures."""
 
-CHECKED_ARCHITECTURES: Final = frozenset(
+UNFUSED_ARCHITECTURES: Final = frozenset(
     {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "bert", "nomic-bert"}
 )
-"""Architectures whose estimate a test compares with the engine. Mistral's files say ``llama``."""
+"""Architectures whose estimate is compared with the engine with and without fused attention.
+Mistral's files say ``llama``."""
+CHECKED_ARCHITECTURES: Final = UNFUSED_ARCHITECTURES | frozenset(
+    {"arcee", "baichuan", "chatglm", "cohere2", "command-r", "deepseek2", "ernie4_5-moe"}
+    | {"exaone4", "falcon", "falcon-h1", "gemma3n", "gemma4", "glm4", "glm4moe", "gpt-oss"}
+    | {"gpt2", "gptneox", "granite", "granitehybrid", "granitemoe", "hunyuan-dense"}
+    | {"internlm2", "jamba", "lfm2", "llama4", "mamba", "mamba2", "minicpm3", "mpt", "nemotron"}
+    | {"olmo2", "olmoe", "phi2", "qwen2moe", "qwen3next", "rwkv6", "rwkv7", "seed_oss"}
+    | {"smallthinker", "smollm3", "stablelm", "starcoder2"}
+)
+"""Architectures whose estimate `bench.memory` compares with the engine, a test some of them."""
+_SQUARED_ARCHITECTURES: Final = frozenset({"arcee", "nemotron"})
+"""Architectures whose feed-forward layer squares in place; measured."""
 UNCHECKED_SHARE: Final = 0.25
 """Share of cache and compute added for other architectures.
 
@@ -53,6 +65,14 @@ AMX, whose buffers would come on top.
 _REPACKED_ON_AVX2 = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 _REPACKED_ON_AVX512 = _REPACKED_ON_AVX2 | {"Q2_K"}
 _REPACKED_ON_ARM = ALL_REPACKED_TYPES - {"Q2_K"}
+_REPACKED_ON_AMX = _REPACKED_ON_AVX512 | {"Q4_1", "Q8_0", "Q5_K", "Q6_K", "IQ4_XS"}
+_REPACKED_BY_VARIANT: Final = {
+    "baseline": frozenset[str](),
+    "avx2": _REPACKED_ON_AVX2,
+    "avx512": _REPACKED_ON_AVX512,
+    "amx": _REPACKED_ON_AMX,
+}
+"""By the build of the CPU backend. Source for AMX: ggml-cpu/amx/common.h, qtype_has_amx_kernels."""
 REPACK_ROWS: Final = 8
 """Source: the same function asks for rows in multiples of 4 or 8."""
 TOKEN_BYTES: Final = 150
@@ -119,10 +139,18 @@ class MemoryEstimate:
         return {"measured": self.measured, "pools": pools}
 
 
-def repacked_types(cpu: Cpu) -> frozenset[str]:
-    """Tensor types that the CPU backend repacks on this processor."""
+def repacked_types(cpu: Cpu, variant: str = "") -> frozenset[str]:
+    """Tensor types that the CPU backend repacks on this processor.
+
+    Args:
+        cpu: the processor.
+        variant: the build of the backend (`hwprobe.variants`), which knows no more than it was
+            compiled for; empty when it is not known, which counts all that the processor could.
+    """
     if "asimddp" in cpu.features:
         return _REPACKED_ON_ARM
+    if variant in _REPACKED_BY_VARIANT:
+        return _REPACKED_BY_VARIANT[variant]
     if "avx512f" in cpu.features:
         return _REPACKED_ON_AVX512
     return _REPACKED_ON_AVX2 if "avx2" in cpu.features else frozenset()
@@ -159,12 +187,14 @@ def estimate(
     for index, pool in enumerate(blocks):
         add(pool, WEIGHTS, profile.block_bytes[index])
         add(pool, KV_CACHE, _block_cache_bytes(profile, settings, index))
-        add(pool, STATE, profile.recurrent_bytes * settings.sequences // profile.block_count)
+        add(pool, STATE, _block_state_bytes(profile, settings, index))
+    fused = settings.flash_attention
+    checked = CHECKED_ARCHITECTURES if fused else UNFUSED_ARCHITECTURES
     copies = PIPELINE_COPIES if _is_pipelined(pools) else 1
     for pool in dict.fromkeys((HOST, *pools)):
         factor = copies if pool != HOST else 1
         add(pool, COMPUTE, factor * compute_bytes(profile, settings))
-        if profile.architecture not in CHECKED_ARCHITECTURES:
+        if profile.architecture not in checked:
             open_bytes = amounts[pool, COMPUTE] + amounts.get((pool, KV_CACHE), 0)
             add(pool, UNCHECKED, int(UNCHECKED_SHARE * open_bytes))
     terms = [MemoryTerm(pool=key[0], name=key[1], size_bytes=size) for key, size in amounts.items()]
@@ -264,11 +294,14 @@ def compute_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
     used, inner = profile.expert_used_count, profile.feed_forward_length
     if profile.expert_count:
         inner = used * (profile.expert_feed_forward_length or inner)
-    feed_forward = 3 * inner + 3 * embedding + max(embedding, query)
+    feed_forward = 3 * inner + 3 * embedding + max(embedding, query) + profile.side_elements
+    if not profile.gated:
+        squared = profile.architecture in _SQUARED_ARCHITECTURES
+        feed_forward = inner + 4 * embedding if squared else 2 * inner + embedding
     experts = (2 * used + 6) * embedding if profile.expert_count else 0
     attention = 0 if settings.flash_attention else 3 * embedding + 3 * query + 2 * key
     mask_element_bytes = 2 if settings.flash_attention else 4
-    masks = mask_element_bytes * sum(_mask_cells(profile, settings))
+    masks = mask_element_bytes * sum(_mask_cells(profile, settings)) if profile.head_count else 0
     if not settings.flash_attention:
         attention += profile.head_count * settings.kv_cells
         if profile.sliding_blocks:
@@ -276,10 +309,16 @@ def compute_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
             feed_forward += query + 4 * key
     elif profile.sliding_blocks and settings.kv_type != "f16":
         feed_forward += query + 512
-    per_token = masks + INPUT_BYTES_PER_TOKEN + 4 * max(feed_forward, experts, attention)
+    widest = max(feed_forward, experts, attention, profile.state_row_elements)
+    per_token = masks + INPUT_BYTES_PER_TOKEN + 4 * widest
     rows = tokens if settings.pooled else min(tokens, settings.output_rows)
     last = 4 * (rows * (profile.vocabulary_size + 2 * embedding) + 2 * tokens * embedding)
-    return max(tokens * per_token, last) + COMPUTE_SLACK_BYTES
+    states = (
+        _block_state_bytes(profile, settings, profile.state_blocks[0])
+        if (profile.state_blocks)
+        else 0
+    )
+    return max(tokens * per_token + states, last) + COMPUTE_SLACK_BYTES
 
 
 def _encoder_bytes(profile: ModelProfile, settings: EngineSettings) -> int:
@@ -304,15 +343,26 @@ def _block_cache_bytes(profile: ModelProfile, settings: EngineSettings, block: i
         return 0
     kind = GGML_TYPES_BY_NAME[settings.kv_type.upper()]
     heads = profile.kv_heads[block]
-    row = kind.row_bytes(heads * profile.key_length) + kind.row_bytes(heads * profile.value_length)
+    key, value = profile.key_length, profile.value_length
+    if block in profile.sliding_blocks:
+        key, value = profile.window_key_length or key, profile.window_value_length or value
+    row = kind.row_bytes(heads * key) + kind.row_bytes(heads * value)
     return row * cache_cells(profile, settings, block)
+
+
+def _block_state_bytes(profile: ModelProfile, settings: EngineSettings, block: int) -> int:
+    """The running state of all sequences in one block."""
+    stateful = profile.state_blocks or range(profile.block_count)
+    if block not in stateful:
+        return 0
+    return profile.recurrent_bytes * settings.sequences // len(stateful)
 
 
 def _tied_copy_bytes(
     profile: ModelProfile, settings: EngineSettings, pool: str, repacked: frozenset[str]
 ) -> int:
     """A tied embedding is stored again where the output layer needs it in another buffer."""
-    if pool != HOST:
+    if pool != HOST or profile.tied_twice:
         return profile.tied_output_bytes
     repacks = (
         settings.repack

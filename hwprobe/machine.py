@@ -350,6 +350,8 @@ class Machine:
         other_gpus: GPUs of other makers.
         engine_offload: the engine on this machine was built for GPUs; ``None`` when it was not
             asked. GPUs are only planned with when it is ``True``.
+        engine_variant: the build of the CPU backend that is used here (`hwprobe.variants`);
+            empty when it is not known.
     """
 
     cpu: Cpu = Cpu()
@@ -362,6 +364,7 @@ class Machine:
     thermal: Thermal = Thermal()
     other_gpus: tuple[OtherGpu, ...] = ()
     engine_offload: bool | None = None
+    engine_variant: str = ""
 
     @property
     def planned_gpus(self) -> tuple[Gpu, ...]:

@@ -12,13 +12,20 @@ from hwprobe.errors import GgufError
 from hwprobe.ggml_types import FILE_TYPES
 from hwprobe.gguf_reader import GgufArray, GgufHeader
 from hwprobe.gguf_tensors import TensorInfo
+from hwprobe.layers import (
+    MAX_NUMBER,
+    Keys,
+    blocks_with_state,
+    cached_heads,
+    sliding_window,
+    state_bytes,
+    state_row_elements,
+)
 
 MAX_BLOCKS: Final = 512
 """Source: LLAMA_MAX_LAYERS in llama-hparams.h."""
 _MAX_EXPERTS: Final = 1024
 """Why: the engine's own bound is 512 (LLAMA_MAX_EXPERTS in llama-hparams.h)."""
-_MAX_NUMBER: Final = 2**31 - 1
-"""Why: the engine keeps these numbers in int32_t."""
 TENSOR_ALIGNMENT_BYTES: Final = 32
 """Each weight is padded to this in its buffer. Source: TENSOR_ALIGNMENT in ggml-impl.h."""
 
@@ -41,12 +48,9 @@ NO_CACHE_ARCHITECTURES: Final = frozenset(
     | {"eurobert", "modern-bert", "gemma-embedding"}
 )
 """Encoders. Source: llama_model::create_memory in llama-model.cpp returns none for these."""
-_DEFAULT_SWA = {"gemma2": (4096, 2), "gemma3": (0, 6), "gpt-oss": (0, 2), "cohere2": (0, 4)}
-"""Window when the file names none, and every how many blocks one attends to everything.
-
-Source: load_arch_hparams of each architecture in the engine's src/models. Architectures that are
-not listed here are taken to attend to everything, which over-predicts their cache.
-"""
+_TIED_TWICE: Final = frozenset({"gemma3n", "gemma4"})
+"""Architectures that store a tied embedding again whatever its buffer. Source: src/models, where
+the output matrix is made before the embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +67,10 @@ class ModelProfile:
         embedding_length: width of the residual stream.
         head_count: query heads, the most of any block.
         head_count_kv: key and value heads, the most of any block.
-        kv_heads: key and value heads of each block; 0 where a block has no attention.
+        kv_heads: key and value heads of each block; 0 where a block has no cache of its own.
         key_length: elements of one key of one head.
-        value_length: elements of one value of one head.
+        value_length: elements of one value of one head; 0 where values are computed from the
+            keys (latent attention), so that no cache of them is kept.
         feed_forward_length: width of the feed-forward layer, the most of any block.
         context_length: context the model was trained on, in tokens.
         vocabulary_size: tokens, rows of the embedding matrix.
@@ -87,6 +92,15 @@ class ModelProfile:
         pooling: how an embedding model pools: ``none``, ``mean``, ``cls``, ``last``, ``rank``;
             ``None`` when the file does not say.
         chat_template: the Jinja source, or ``None``.
+        gated: the feed-forward layer has a gate beside its way up.
+        state_blocks: blocks that keep a running state; empty in older records, which spread
+            ``recurrent_bytes`` over all.
+        state_row_elements: activations of one token at the widest stage of such a block.
+        window_key_length: elements of a key in sliding blocks; 0 means ``key_length``.
+        window_value_length: the same of a value.
+        side_elements: activations of one token that run beside the residual stream.
+        tied_twice: a tied embedding is stored again whatever its buffer.
+        expert_bytes: of ``block_bytes``, what the experts of each block take; empty when unknown.
     """
 
     architecture: str
@@ -120,6 +134,14 @@ class ModelProfile:
     causal: bool
     pooling: str | None
     chat_template: str | None = None
+    gated: bool = True
+    state_blocks: tuple[int, ...] = ()
+    state_row_elements: int = 0
+    window_key_length: int = 0
+    window_value_length: int = 0
+    side_elements: int = 0
+    tied_twice: bool = False
+    expert_bytes: tuple[int, ...] = ()
 
     @property
     def pools(self) -> bool:
@@ -173,9 +195,9 @@ class ModelProfile:
         """
         ranges = {
             "block_count": (1, MAX_BLOCKS),
-            "embedding_length": (1, _MAX_NUMBER),
-            "context_length": (1, _MAX_NUMBER),
-            "sliding_window": (0, _MAX_NUMBER),
+            "embedding_length": (1, MAX_NUMBER),
+            "context_length": (1, MAX_NUMBER),
+            "sliding_window": (0, MAX_NUMBER),
             "expert_count": (0, _MAX_EXPERTS),
             "expert_used_count": (0, _MAX_EXPERTS),
         }
@@ -186,10 +208,14 @@ class ModelProfile:
             if len(getattr(self, name)) != self.block_count:
                 expected = f"with one entry for each of {self.block_count} blocks"
                 raise _bad_record(name, expected, len(getattr(self, name)))
-        if any(block >= self.block_count for block in self.sliding_blocks):
-            raise _bad_record("sliding_blocks", "of blocks that exist", max(self.sliding_blocks))
-        if len(set(self.sliding_blocks)) != len(self.sliding_blocks):
-            raise _bad_record("sliding_blocks", "with each block once", len(self.sliding_blocks))
+        if len(self.expert_bytes) not in {0, self.block_count}:
+            raise _bad_record("expert_bytes", "with one entry per block", len(self.expert_bytes))
+        for name in ("sliding_blocks", "state_blocks"):
+            listed = getattr(self, name)
+            if any(block >= self.block_count for block in listed):
+                raise _bad_record(name, "of blocks that exist", max(listed))
+            if len(set(listed)) != len(listed):
+                raise _bad_record(name, "with each block once", len(listed))
 
     def identity(self) -> tuple[tuple[str, str | int], ...]:
         """The facts that stand in the file itself and mean the same in every release.
@@ -208,14 +234,17 @@ def model_profile(header: GgufHeader) -> ModelProfile:
     if header.string("general.type", "model") != "model":
         raise header.unexpected("general.type", "'model'")
     architecture = header.string("general.architecture")
-    metadata = _Keys(header, architecture)
-    blocks = metadata.integer("block_count", low=1, high=MAX_BLOCKS)
-    heads = metadata.per_block("attention.head_count", blocks, default=0)
-    kv_heads = metadata.per_block("attention.head_count_kv", blocks, default=max(heads))
-    embedding = metadata.integer("embedding_length", low=1)
+    keys = Keys(header, architecture)
+    blocks = keys.integer("block_count", low=1, high=MAX_BLOCKS)
+    heads = keys.per_block("attention.head_count", blocks, default=0)
+    kv_heads = keys.per_block("attention.head_count_kv", blocks, default=max(heads))
+    embedding = keys.integer("embedding_length", low=1)
     head_length = embedding // max(heads) if max(heads) else 0
+    latent = keys.has("attention.key_length_mla") and keys.has("attention.value_length_mla")
+    value_length = 0 if latent else keys.integer("attention.value_length", default=head_length)
+    stateful = blocks_with_state(keys, header.tensors, blocks)
     template = header.metadata.get("tokenizer.chat_template")
-    window, sliding = _sliding(metadata, blocks)
+    window, sliding = sliding_window(keys, blocks)
     weights = _weights(header.tensors, blocks)
     return ModelProfile(
         architecture=architecture,
@@ -226,74 +255,35 @@ def model_profile(header: GgufHeader) -> ModelProfile:
         embedding_length=embedding,
         head_count=max(heads),
         head_count_kv=max(kv_heads),
-        kv_heads=kv_heads,
-        key_length=metadata.integer("attention.key_length", default=head_length),
-        value_length=metadata.integer("attention.value_length", default=head_length),
-        feed_forward_length=max(metadata.per_block("feed_forward_length", blocks, default=0)),
-        context_length=metadata.integer("context_length", low=1),
-        vocabulary_size=_vocabulary_size(metadata),
+        kv_heads=cached_heads(keys, kv_heads, stateful),
+        key_length=keys.integer("attention.key_length", default=head_length),
+        value_length=value_length,
+        feed_forward_length=max(keys.per_block("feed_forward_length", blocks, default=0)),
+        context_length=keys.integer("context_length", low=1),
+        vocabulary_size=_vocabulary_size(keys),
         merge_count=header.array_length("tokenizer.ggml.merges"),
         sliding_window=window,
         sliding_blocks=sliding,
-        expert_count=metadata.integer("expert_count", default=0, high=_MAX_EXPERTS),
-        expert_used_count=metadata.integer("expert_used_count", default=0, high=_MAX_EXPERTS),
-        expert_feed_forward_length=metadata.integer("expert_feed_forward_length", default=0),
-        recurrent_bytes=_recurrent_bytes(metadata, blocks),
+        expert_count=keys.integer("expert_count", default=0, high=_MAX_EXPERTS),
+        expert_used_count=keys.integer("expert_used_count", default=0, high=_MAX_EXPERTS),
+        expert_feed_forward_length=keys.integer("expert_feed_forward_length", default=0),
+        recurrent_bytes=len(stateful) * state_bytes(keys, embedding, max(heads)),
+        state_blocks=stateful,
+        state_row_elements=state_row_elements(keys, embedding) if stateful else 0,
+        window_key_length=keys.integer("attention.key_length_swa", default=0),
+        window_value_length=keys.integer("attention.value_length_swa", default=0),
+        side_elements=_side_elements(keys, blocks, embedding),
+        tied_twice=architecture in _TIED_TWICE,
         file_size_bytes=header.file_size_bytes,
-        causal=_is_causal(metadata),
-        pooling=_pooling(metadata),
+        causal=_is_causal(keys),
+        pooling=_pooling(keys),
         chat_template=template if isinstance(template, str) else None,
         **weights,
     )
 
 
-class _Keys:
-    """Typed access to the keys of one architecture."""
-
-    def __init__(self, header: GgufHeader, architecture: str) -> None:
-        self.header = header
-        self.architecture = architecture
-
-    def key(self, suffix: str) -> str:
-        return f"{self.architecture}.{suffix}"
-
-    def integer(
-        self, suffix: str, *, default: int | None = None, low: int = 0, high: int = _MAX_NUMBER
-    ) -> int:
-        value = self.header.integer(self.key(suffix), default)
-        if not low <= value <= high:
-            raise self.header.unexpected(self.key(suffix), f"an integer from {low} to {high}")
-        return value
-
-    def per_block(self, suffix: str, blocks: int, *, default: int) -> tuple[int, ...]:
-        """One number for all blocks, or one per block."""
-        value = self.header.metadata.get(self.key(suffix))
-        if not isinstance(value, tuple):
-            return (self.integer(suffix, default=default),) * blocks
-        numbers = tuple(item for item in value if isinstance(item, int) and 0 <= item < 2**31)
-        if len(numbers) != len(value) or len(numbers) < blocks:
-            raise self.header.unexpected(self.key(suffix), f"{blocks} integers")
-        return numbers[:blocks]
-
-
-def _sliding(metadata: _Keys, blocks: int) -> tuple[int, tuple[int, ...]]:
-    if metadata.architecture not in _DEFAULT_SWA:
-        return 0, ()
-    default_window, period = _DEFAULT_SWA[metadata.architecture]
-    window = metadata.integer("attention.sliding_window", default=default_window)
-    if window == 0:
-        return 0, ()
-    pattern = metadata.header.metadata.get(metadata.key("attention.sliding_window_pattern"))
-    if isinstance(pattern, tuple):
-        return window, tuple(index for index, flag in enumerate(pattern[:blocks]) if flag)
-    period = metadata.integer("attention.sliding_window_pattern", default=period)
-    return window, tuple(
-        index for index in range(blocks) if period == 0 or index % period < period - 1
-    )
-
-
 def _weights(tensors: tuple[TensorInfo, ...], blocks: int) -> dict[str, Any]:
-    by_block = [0] * blocks
+    by_block, experts = [0] * blocks, [0] * blocks
     by_name = {tensor.name: tensor for tensor in tensors}
     inputs = outputs = 0
     for tensor in tensors:
@@ -301,6 +291,7 @@ def _weights(tensors: tuple[TensorInfo, ...], blocks: int) -> dict[str, Any]:
         match = _BLOCK.match(tensor.name)
         if match and int(match[1]) < blocks:
             by_block[int(match[1])] += size
+            experts[int(match[1])] += size if "_exps." in tensor.name else 0
         elif tensor.name.startswith(_INPUT_TENSORS):
             inputs += size
         else:
@@ -310,11 +301,28 @@ def _weights(tensors: tuple[TensorInfo, ...], blocks: int) -> dict[str, Any]:
     return {
         "input_bytes": inputs,
         "block_bytes": tuple(by_block),
+        "expert_bytes": tuple(experts) if any(experts) else (),
+        "gated": _is_gated(by_name),
         "output_bytes": outputs,
         "tied_output_bytes": tied.size_bytes if tied else 0,
         "tied_output_type": tied.ggml_type if tied else "",
         "weights_bytes": inputs + sum(by_block) + outputs,
     }
+
+
+def _is_gated(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether a feed-forward layer has a gate, be it fused into its way up."""
+    up = tensors.get("blk.0.ffn_up.weight")
+    down = tensors.get("blk.0.ffn_down.weight")
+    if up is None or down is None or len(up.dimensions) < 2:  # noqa: PLR2004 - a matrix
+        return True
+    return "blk.0.ffn_gate.weight" in tensors or up.dimensions[1] > down.dimensions[0]
+
+
+def _side_elements(keys: Keys, blocks: int, embedding: int) -> int:
+    """Rows of embeddings per block, and the copies of the stream that Gemma 3n keeps."""
+    copies = {"gemma3n": 8}.get(keys.architecture, 0)
+    return blocks * keys.integer("embedding_length_per_layer_input", default=0) + copies * embedding
 
 
 def _quantization(header: GgufHeader) -> str:
@@ -328,7 +336,7 @@ def _quantization(header: GgufHeader) -> str:
     return most[0]
 
 
-def _vocabulary_size(metadata: _Keys) -> int:
+def _vocabulary_size(metadata: Keys) -> int:
     header = metadata.header
     for tensor in header.tensors:
         if tensor.name == "token_embd.weight" and len(tensor.dimensions) > 1:
@@ -337,27 +345,14 @@ def _vocabulary_size(metadata: _Keys) -> int:
     return tokens or metadata.integer("vocab_size", default=0)
 
 
-def _recurrent_bytes(metadata: _Keys, blocks: int) -> int:
-    """State of one sequence in F32. Source: n_embd_r and n_embd_s in llama-hparams.cpp (Mamba).
-
-    All blocks are counted, also the attention blocks of a hybrid: an upper bound.
-    """
-    inner = metadata.integer("ssm.inner_size", default=0)
-    state = metadata.integer("ssm.state_size", default=0)
-    kernel = metadata.integer("ssm.conv_kernel", default=0)
-    groups = metadata.integer("ssm.group_count", default=0)
-    convolution = max(0, kernel - 1) * (inner + 2 * groups * state)
-    return blocks * 4 * (convolution + state * inner)
-
-
-def _is_causal(metadata: _Keys) -> bool:
+def _is_causal(metadata: Keys) -> bool:
     if metadata.architecture in NO_CACHE_ARCHITECTURES:
         return False
     value = metadata.header.metadata.get(metadata.key("attention.causal"), True)
     return bool(value) and not isinstance(value, GgufArray)
 
 
-def _pooling(metadata: _Keys) -> str | None:
+def _pooling(metadata: Keys) -> str | None:
     key = metadata.key("pooling_type")
     if key not in metadata.header.metadata:
         return None

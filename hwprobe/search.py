@@ -59,7 +59,7 @@ class Search:
         self.wish = wish
         self.budgets = budgets
         self.gpus = machine.planned_gpus
-        self.repacked = repacked_types(machine.cpu)
+        self.repacked = repacked_types(machine.cpu, machine.engine_variant)
 
     def floor_levels(self) -> Iterator[Floors]:
         """Everything insisted on first; the last level insists on nothing."""

@@ -131,7 +131,8 @@ def _run(
     manager: Manager,
 ) -> None:
     variant = _choose_variant(config)
-    machine = _inventory()
+    inventory = functools.partial(_inventory, variant)
+    machine = inventory()
     max_queue = max(1, min(config.server.max_queue, MAX_QUEUE))
     engine_build = f"{engine_build_id()} {variant}".strip()
     records = EngineRecords(
@@ -161,7 +162,7 @@ def _run(
         go_templates=config.server.go_template,
         output_format=lambda name: config.model(name).output_format,
     )
-    planner = Planner(config=config, machines=Machines(_inventory))
+    planner = Planner(config=config, machines=Machines(inventory))
     answerer = Answerer(
         catalogue=catalogue,
         scheduler=scheduler,
@@ -371,9 +372,9 @@ def _choose_variant(config: Config) -> str:
     return choice.name
 
 
-def _inventory() -> Machine:
+def _inventory(variant: str) -> Machine:
     """The machine, and whether the engine can use its GPUs if there are any."""
-    machine = probe_machine()
+    machine = replace(probe_machine(), engine_variant=variant)
     return replace(machine, engine_offload=_gpu_offload()) if machine.gpus else machine
 
 

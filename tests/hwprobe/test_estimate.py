@@ -7,14 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import architectures, memory
 from hwprobe.engine import dry_runs
 from hwprobe.estimate import (
+    CHECKED_ARCHITECTURES,
     ENGINE_TERMS,
     HOST,
     KV_CACHE,
     OUTPUT,
     TIED_COPY,
     UNCHECKED,
+    UNFUSED_ARCHITECTURES,
     WEIGHTS,
     MemoryEstimate,
     cache_cells,
@@ -83,6 +86,37 @@ def test_estimate_is_within_2_percent_or_8_mib_of_the_engine(
         copies = predicted.term_bytes(WEIGHTS) + predicted.term_bytes(TIED_COPY)
         assert copies == measured.term_bytes(WEIGHTS), one
         assert predicted.term_bytes(KV_CACHE) == measured.term_bytes(KV_CACHE), one
+
+
+_KINDS = (
+    *(
+        "command-r-35b",
+        "cohere2-7b",
+        "deepseek2-lite",
+        "exaone4-32b",
+        "falcon-h1-7b",
+        "gemma3n-e4b",
+    ),
+    *("gemma4-31b", "gpt-oss-20b", "granitehybrid-7b", "jamba-small", "lfm2-1.2b", "llama4-scout"),
+    *("mamba2-2.7b", "nemotron-4b", "phi2", "qwen3next-80b", "rwkv7-1.5b", "smallthinker-21b"),
+)
+"""One of each kind of cache, state, window, gate and expert; bench.memory has them all."""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", _KINDS)
+def test_estimate_holds_for_every_kind_of_memory(name: str, tmp_path: Path) -> None:
+    """Latent attention, shared caches, windows of every pattern, states, experts, no gate."""
+    rows = list(memory.simulated(name, tmp_path))
+    assert len(rows) == len(memory.CONFIGURATIONS)
+    for row in rows:
+        assert row.good, str(row)
+    assert rows[0].architecture in CHECKED_ARCHITECTURES
+
+
+def test_every_checked_architecture_is_compared() -> None:
+    compared = {architecture for architecture, _ in architectures.SHAPES.values()}
+    assert compared | UNFUSED_ARCHITECTURES == CHECKED_ARCHITECTURES
 
 
 @pytest.mark.engine
@@ -259,3 +293,14 @@ def test_need_never_shrinks_when_more_is_asked(
         need = estimate(profile, asked).total_bytes(pool)
         assert need <= estimate(profile, larger).total_bytes(pool)
     assert 0 < compute_bytes(profile, asked) <= compute_bytes(profile, larger)
+
+
+def test_build_of_the_backend_decides_what_is_repacked_not_the_processor() -> None:
+    chip = Cpu(features=("avx2", "avx512f"))
+    assert repacked_types(chip, "baseline") == frozenset()
+    assert "Q2_K" not in repacked_types(chip, "avx2")
+    assert "Q2_K" in repacked_types(chip, "avx512")
+    assert repacked_types(chip) == repacked_types(chip, "avx512"), "unknown: all it could"
+    assert repacked_types(Cpu(features=("asimddp",)), "own") == repacked_types(
+        Cpu(features=("asimddp",))
+    )
