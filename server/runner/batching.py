@@ -142,6 +142,11 @@ class Batching:
             effects += self._start(work, place)
         return (*effects, *self._relieve())
 
+    def prefills_alone(self, budget_tokens: int) -> bool:
+        """Whether the next step leaves the decoding requests out, so nothing need be proposed."""
+        room = self.limits.cells - self.cells.used
+        return self._composer.prefills_alone(self.running.values(), room, budget_tokens)
+
     def plan(
         self, budget_tokens: int, proposals: Mapping[int, tuple[int, ...]] = NOTHING
     ) -> tuple[Chunk, ...]:

@@ -1,7 +1,9 @@
 """What the next step computes, and for whom. Pure.
 
 Rules:
- * decoding requests are in every step;
+ * decoding requests are in every step, or in every second one: where attention works in tiles of
+   rows, a tile that mixes requests is computed against the cells of them all, so a step that would
+   fill a tile holds prefill only, and takes turns with the decoding requests;
  * who prefills next is decided by `server.runner.fairness`;
  * tokens may be proposed behind the one of a decoding request; they count once confirmed;
  * what is planned for a request is text, or rows of one picture; where these see each other, a
@@ -30,6 +32,12 @@ class Composer:
         """Begin with nobody's turn."""
         self._limits = limits
         self._ring = DeficitRing()
+        self._decoded = False  # by the last of the steps that take turns
+
+    def prefills_alone(self, running: Iterable[Running], room: int, budget_tokens: int) -> bool:
+        """Whether `compose` would plan a step without decoding requests although there are some."""
+        active = [run for run in running if run.active]
+        return self._decoded and self._takes_turns(active, room, budget_tokens)
 
     def compose(
         self,
@@ -41,6 +49,7 @@ class Composer:
         """The next step: one token of each decoding request, then at most a budget of prefill.
 
         Behind the token of a decoding request come tokens proposed for it, where there is room.
+        Where they take turns, it is one of both.
 
         Args:
             running: who has a sequence.
@@ -51,6 +60,13 @@ class Composer:
         active = {run.work.id: run for run in running if run.active}
         decoding = [run for run in active.values() if run.pending == 1]
         prefilling = [run for run in active.values() if run.pending > 1]
+        if self._takes_turns(active.values(), room, budget_tokens):
+            self._decoded = not self._decoded
+            if self._decoded:
+                prefilling = []
+            else:
+                room -= len(decoding)
+                decoding = []
         # Only more slots than the batch holds make it matter who comes first.
         decoding.sort(key=lambda run: (-run.waited, run.order))
         prefilling.sort(key=lambda run: (run.rest - AGING_TOKENS * run.waited, run.order))
@@ -68,6 +84,16 @@ class Composer:
             dealt[run.work.tenant] = dealt.get(run.work.tenant, 0) - count
             self._take(run, count, chunks)
         return tuple(chunks)
+
+    def _takes_turns(self, active: Iterable[Running], room: int, budget_tokens: int) -> bool:
+        tile, decoding, prefill = self._limits.tile_rows, 0, 0
+        for run in active:
+            if run.pending == 1:
+                decoding += 1
+            else:
+                prefill += run.reach
+        prefill = min(prefill, budget_tokens, self._limits.batch_tokens, room - decoding)
+        return 0 < tile <= prefill + decoding and decoding > 0 and prefill > 0
 
     def _take(self, run: Running, count: int, chunks: list[Chunk]) -> int:
         if count < 1:

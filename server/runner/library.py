@@ -23,6 +23,7 @@ from server.runner.embedding import Frame
 from server.runner.lastwords import MisuseError
 from server.runner.loading import has_state, load_adapters, load_model, open_context, refused
 from server.runner.native import LIB, LOG, QUICK
+from server.runner.pace import TILE_ROWS
 from server.runner.shape import Shape
 from server.runner.sight import Rows, Sight, row_length
 from server.runner.vocabulary import Vocabulary
@@ -313,6 +314,7 @@ class Engine:
             saved_bytes=settings.saved_bytes,
             step_tokens=min(self.batch.capacity, int(LIB.llama_n_ubatch(self._context))),
             whole_pictures=self.sight is not None and not self.sight.causal,
+            tile_rows=0 if settings.num_gpu else TILE_ROWS,
         )
 
     def _open_eyes(self, path: Path, settings: EngineSettings) -> Sight:

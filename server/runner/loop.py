@@ -55,7 +55,8 @@ class Loop:
         self._inbox = inbox
         self._send = send
         self._clock = clock
-        self._pace = Pace(shape.batch_tokens, engine.prefill_rate)
+        apart = shape.tile_rows > 0
+        self._pace = Pace(shape.batch_tokens, engine.prefill_rate, apart=apart)
         self._candidates = Candidates(shape.vocabulary_size)
         self._arrivals: dict[int, Arrival] = {}
         self._generations: dict[int, Generation] = {}
@@ -82,6 +83,7 @@ class Loop:
                 can_slide=shape.can_shift,
                 checkpoints=not shape.divisible or shape.window_tokens > 0,
                 whole_pictures=shape.whole_pictures,
+                tile_rows=shape.tile_rows,
             ),
             saved=SavedStates(shape.saved_bytes),
             measure=engine.state_bytes,
@@ -246,7 +248,8 @@ class Loop:
         if not self._engine.shape.divisible and len(self._batching.running) > 1:
             protected = max(protected, 1)  # no step is aborted for one of several: keep it short
         budget = max(self._pace.budget(protected) >> self._shrink, 1)
-        chunks = self._in_turn(self._batching.plan(budget, self._proposals()))
+        proposals = {} if self._batching.prefills_alone(budget) else self._proposals()
+        chunks = self._in_turn(self._batching.plan(budget, proposals))
         sight = self._engine.sight
         if sight is not None:
             chunks = self._gaze.narrow(chunks, sight.in_hand)

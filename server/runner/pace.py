@@ -36,9 +36,14 @@ _WEIGHT = 0.3
 class Pace:
     """Moving averages of how long steps take."""
 
-    def __init__(self, batch_tokens: int, prefill_rate: float) -> None:
-        """Begin with the batch size and a first measurement, in tokens per second."""
+    def __init__(self, batch_tokens: int, prefill_rate: float, *, apart: bool = False) -> None:
+        """Begin with the batch size and a first measurement, in tokens per second.
+
+        ``apart``: prefill and decoding requests take turns, see `server.runner.composing`; the
+        aim is then for two steps, and the tile is one of prefill.
+        """
         self._batch = batch_tokens
+        self._apart = apart
         self._rate = prefill_rate
         self._base_s = 0.0
 
@@ -46,6 +51,9 @@ class Pace:
         """Prefill tokens for the next step, beside ``decoding`` rows of one token each."""
         aim_s = SHARED_STEP_S if decoding else ALONE_STEP_S
         rows = int(max(aim_s - self._base_s, 0.0) * self._rate)
+        if self._apart and self._rate * LONGEST_TILE_S >= TILE_ROWS:
+            rows = min(max(rows - decoding, 0), self._batch)
+            return max(rows - rows % TILE_ROWS, min(TILE_ROWS, self._batch))
         if self._rate * LONGEST_TILE_S >= TILE_ROWS:
             least = (decoding // TILE_ROWS + 1) * TILE_ROWS
             rows = max(rows - rows % TILE_ROWS, least)

@@ -25,6 +25,7 @@ class Shape:
         saved_bytes: memory for states that leave the cache.
         step_tokens: most tokens that are computed at once.
         whole_pictures: the rows of a picture see each other, so all are computed at once.
+        tile_rows: attention works in tiles of so many rows; 0 if it does not.
     """
 
     context_tokens: int
@@ -42,6 +43,7 @@ class Shape:
     saved_bytes: int = 0
     step_tokens: int = 0
     whole_pictures: bool = False
+    tile_rows: int = 0
 
     @property
     def text_tokens(self) -> int:

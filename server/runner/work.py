@@ -21,6 +21,8 @@ class Limits:
         checkpoints: a sequence cannot go on at every position of another: its prompt's end, and
             where prompts part, are kept in sequences of their own.
         whole_pictures: all rows of a picture are computed in one step.
+        tile_rows: from so many rows on, attention works in tiles of them, see
+            `server.runner.pace.TILE_ROWS`; 0 if it does not.
     """
 
     slots: int
@@ -33,6 +35,7 @@ class Limits:
     can_slide: bool = True
     checkpoints: bool = False
     whole_pictures: bool = False
+    tile_rows: int = 0
 
     def final(self, work: Work) -> int:
         """The most positions a request will hold."""

@@ -270,6 +270,54 @@ class TestSteps:
 
         assert [(chunk.id, len(chunk.tokens)) for chunk in chunks] == [(1, 1), (2, 5)]
 
+    def decoding_beside(self, prompt: int, *, tile: int) -> Bench:
+        """Two requests decode, and a prompt of another client has come."""
+        bench = Bench(
+            limits(slots=3, cells=400, context_tokens=100, batch_tokens=64, tile_rows=tile)
+        )
+        for number in (1, 2):
+            bench.batching.submit(work(number, [number, 5], most=50))
+        bench.step()
+        for number in (1, 2):
+            bench.batching.append(number, 9)
+        bench.batching.submit(work(3, range(prompt), most=5))
+        return bench
+
+    def test_prefill_that_fills_a_tile_takes_turns_with_decoding(self) -> None:
+        bench = self.decoding_beside(40, tile=16)
+        planned: list[list[tuple[int, int]]] = []
+        while not planned or any(run.pending > 1 for run in bench.batching.running.values()):
+            bench.admit()
+            alone = bench.batching.prefills_alone(16)
+            chunks = bench.step(budget=16)
+            planned.append([(chunk.id, len(chunk.tokens)) for chunk in chunks])
+            assert alone == (planned[-1][0][0] == 3)
+            for chunk in chunks:
+                if chunk.output:
+                    bench.batching.append(chunk.id, 9)
+
+        both = [(1, 1), (2, 1)]
+        assert planned == [both, [(3, 16)], both, [(3, 16)], [*both, (3, 8)]]
+
+    def test_prefill_of_less_than_a_tile_is_beside_decoding(self) -> None:
+        for bench in (self.decoding_beside(13, tile=16), self.decoding_beside(40, tile=0)):
+            chunks = bench.step(budget=13)
+
+            assert [(chunk.id, len(chunk.tokens)) for chunk in chunks] == [(1, 1), (2, 1), (3, 13)]
+
+    def test_decoding_has_every_second_step_however_much_prefill_comes(self) -> None:
+        bench = self.decoding_beside(90, tile=4)
+        decoded = []
+        for number in range(10, 20):
+            bench.batching.submit(work(number, range(number, number + 90), most=2))
+            chunks = bench.step(budget=4)
+            decoded.append({chunk.id for chunk in chunks} >= {1, 2})
+            for chunk in chunks:
+                if chunk.output:
+                    bench.batching.append(chunk.id, 9)
+
+        assert decoded == [True, False] * 5
+
     def test_short_prompt_overtakes_a_long_one(self) -> None:
         bench = Bench(limits())
         bench.batching.submit(work(1, range(10), most=1))
@@ -597,6 +645,7 @@ class BatchingMachine(RuleBasedStateMachine):
         checkpoints=st.booleans(),
         window=st.sampled_from([3, CONTEXT]),
         budget=st.sampled_from([0, 12, 60]),
+        tile=st.sampled_from([0, 1, 4]),
     )
     def start(
         self,
@@ -611,6 +660,7 @@ class BatchingMachine(RuleBasedStateMachine):
         checkpoints: bool,
         window: int,
         budget: int,
+        tile: int,
     ) -> None:
         self.window = window
         self.limits = limits(
@@ -621,6 +671,7 @@ class BatchingMachine(RuleBasedStateMachine):
             sequences=slots + spare,
             cells=cells,
             batch_tokens=batch,
+            tile_rows=tile,
         )
         self.cache = Cache(self.limits)
         self.batching = Batching(

@@ -20,9 +20,9 @@ from server.runner.work import Limits, Work
 BATCH = 2048
 
 
-def taught(rate: float, base_s: float, *, batch: int = BATCH) -> Pace:
+def taught(rate: float, base_s: float, *, batch: int = BATCH, apart: bool = False) -> Pace:
     """A pace that has seen a machine of this rate and base until it believes it."""
-    pace = Pace(batch, rate)
+    pace = Pace(batch, rate, apart=apart)
     for _ in range(40):
         pace.measure(1, 0, base_s + 1 / rate)
         pace.measure(0, 512, base_s + 512 / rate)
@@ -91,6 +91,28 @@ def test_a_fast_machine_keeps_the_aim_next_to_streams(
 def test_prompts_that_come_together_are_not_held_back_for_streams_that_do_not_exist() -> None:
     assert taught(250.0, 0.01).budget(0) == 192
     assert taught(250.0, 0.01).budget(4) == TILE_ROWS - 4
+
+
+@given(
+    st.floats(min_value=TILE_ROWS, max_value=1e5),
+    st.floats(min_value=0.0, max_value=0.05),
+    st.integers(min_value=0, max_value=200),
+)
+@settings(deadline=None, max_examples=200)
+def test_prefill_that_takes_turns_is_whole_tiles_by_itself(
+    rate: float, base_s: float, decoding: int
+) -> None:
+    pace = taught(rate * 1.01, base_s, apart=True)
+    budget = pace.budget(decoding)
+    assert budget % TILE_ROWS == 0
+    aim_s = SHARED_STEP_S if decoding else ALONE_STEP_S
+    assert budget == TILE_ROWS or base_s + (decoding + budget) / rate <= aim_s * 1.05
+
+
+def test_prefill_that_takes_turns_stays_within_the_batch() -> None:
+    assert taught(1e5, 0.0, batch=100, apart=True).budget(30) == TILE_ROWS
+    assert taught(1e5, 0.0, batch=30, apart=True).budget(30) == 30
+    assert taught(10.0, 0.0, apart=True).budget(5) == LEAST_TOKENS
 
 
 def test_a_machine_too_slow_for_tiles_goes_on_in_smaller_steps() -> None:
