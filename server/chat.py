@@ -72,6 +72,7 @@ class RequestOptions:
         top_logprobs: ``None`` without log-probabilities, else how many alternatives.
         announced: the answer begins with a `StartChunk`.
         tenant: a label of the key it came with; empty without keys.
+        refusal: what is wrong with the body, and is told only of a model that was found.
     """
 
     model: str
@@ -87,6 +88,7 @@ class RequestOptions:
     announced: bool = False
     debug_render_only: bool = False
     tenant: str = ""
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

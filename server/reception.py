@@ -93,6 +93,8 @@ class Reception:
             BadRequestError: the model cannot do what is asked, an option is wrong, or the
                 request's template is malformed.
         """
+        if request.refusal:
+            raise BadRequestError(request.refusal)
         wanted = resolve_constraint(request.constraint, request.options)
         request = replace(request, constraint=wanted)
         template = None

@@ -44,6 +44,16 @@ _KEY_WIDTH = 30
 """Columns of a parameter's name in ``show``."""
 
 
+_LEFT_OUT = frozenset(
+    {"license", "parameters", "system", "messages", "renderer", "parser", "requires"}
+)
+"""What ``show`` does not say of a model that has none."""
+
+_COPILOT = "GitHubCopilotChat/"
+"""A client that shows ``general.basename`` as the model's name; Ollama answers it the name it asked
+for, so that two models of one base can be told apart."""
+
+
 class Tags:
     """``/api/tags``: what is installed."""
 
@@ -132,7 +142,10 @@ class Show:
         if model is None:
             raise ModelNotFoundError(f"model '{name.short()}' not found")
         resp.content_type = JSON_TYPE
-        resp.data = json_bytes(_show(model, verbose=verbose, system=system))
+        answer = _show(model, verbose=verbose, system=system)
+        if (req.user_agent or "").startswith(_COPILOT):
+            answer["model_info"]["general.basename"] = _model_field(fields)
+        resp.data = json_bytes(answer)
 
 
 class Copy:
@@ -211,10 +224,9 @@ def _show(model: ServedModel, *, verbose: bool, system: str) -> Json:
         "template_source": model.template.source,
         "output_format": model.output.family.name,
     }
-    for absent in ("license", "parameters", "system", "messages"):
-        if not answer[absent]:
-            del answer[absent]
-    return answer
+    said = contents_of(installed, lambda path: path.name)
+    answer |= {"renderer": said.renderer, "parser": said.parser, "requires": said.requires}
+    return {name: value for name, value in answer.items() if value or name not in _LEFT_OUT}
 
 
 def _projector_info(installed: InstalledModel) -> Json:

@@ -83,7 +83,6 @@ def _shared(fields: Fields) -> dict[str, Any]:
         "options": own_options(fields),
         "keep_alive_s": parse_keep_alive(fields.values.get("keep_alive")),
         "stream": fields.boolean("stream", default=True),
-        "constraint": _format(fields.values.get("format")),
         "think": _think(fields.values.get("think")),
         "truncate": fields.boolean("truncate", default=True),
         "shift": fields.boolean("shift", default=True),
@@ -91,20 +90,21 @@ def _shared(fields: Fields) -> dict[str, Any]:
         "top_logprobs": parse_top_logprobs(
             wanted=fields.boolean("logprobs", default=False), top=fields.integer("top_logprobs")
         ),
+        **_format(fields.values.get("format")),
     }
 
 
-def _format(value: Any) -> Constraint | None:
+def _format(value: Any) -> dict[str, Any]:
+    """The constraint, or why it is none: Ollama looks at it after the model was found."""
     if value is None or value == "":
-        return None
+        return {}
     if value == "json":
-        return Constraint(kind="json")
+        return {"constraint": Constraint(kind="json")}
     if isinstance(value, dict):
-        return Constraint(kind="json_schema", source=json_bytes(value).decode())
+        return {"constraint": Constraint(kind="json_schema", source=json_bytes(value).decode())}
     found = json_bytes({"": value})[4:-1].decode()
-    raise BadRequestError(
-        f'invalid format: {found:.200}; expected "json" or a valid JSON Schema object'
-    )
+    wanted = 'expected "json" or a valid JSON Schema object'
+    return {"refusal": f"invalid format: {found:.200}; {wanted}"}
 
 
 def _think(value: Any) -> bool | str | None:

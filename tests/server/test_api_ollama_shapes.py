@@ -50,8 +50,6 @@ def fields(**values: Any) -> Fields:
         ({"context": ["a"]}, "context[0]: expected token id, found 'a'"),
         ({"context": [True]}, "context[0]: expected token id, found True"),
         ({"images": ["?"]}, "images[0]: expected base64 string, found other text"),
-        ({"format": "xml"}, 'invalid format: "xml"; expected "json" or a valid JSON Schema object'),
-        ({"format": 5}, 'invalid format: 5; expected "json" or a valid JSON Schema object'),
         ({"think": "hard"}, f'invalid think value: "hard" (must be {THINK})'),
         ({"think": 3}, f"think must be a boolean or string ({THINK})"),
         ({"think": []}, f"think must be a boolean or string ({THINK})"),
@@ -376,3 +374,12 @@ def test_streamed_and_whole_answers_say_the_same(chunks: list[Chunk]) -> None:
     assert thinking == whole.get("thinking", "")
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     assert calls == whole.get("tool_calls", [])
+
+
+@pytest.mark.parametrize(("value", "found"), [("xml", '"xml"'), (5, "5"), ([], "[]")])
+def test_a_wrong_format_is_told_when_the_model_was_found(value: Any, found: str) -> None:
+    request = parse_chat(fields(format=value))
+    assert request.constraint is None
+    assert request.refusal == (
+        f'invalid format: {found}; expected "json" or a valid JSON Schema object'
+    )
