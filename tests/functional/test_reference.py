@@ -193,8 +193,10 @@ EMBEDS: list[Row] = [
     ("embed", {"model": "", "input": "x"}, 400, "model is required"),
     ("embed", {"model": "absent", "input": ["x", 1]}, 400, "invalid input type"),
     ("embed", {"model": "x:cloud", "input": "x"}, 403, f"{CLOUD}remote inference is unavailable"),
-    *(("embed", {"model": "embedder", **absent}, 200, {"model": "embedder", "embeddings": []})
-      for absent in ({}, {"input": None}, {"input": ""}, {"input": []})),
+    ("embed", {"model": "embedder"}, 200, {"model": "embedder", "embeddings": []}),
+    ("embed", {"model": "embedder", "input": None}, 200, {"embeddings": []}),
+    ("embed", {"model": "embedder", "input": ""}, 200, {"embeddings": []}),
+    ("embed", {"model": "embedder", "input": []}, 200, {"embeddings": []}),
     ("embed", {"model": "Embedder", "input": "a"}, 200,
      {"model": "Embedder", "embeddings": [VECTOR], "prompt_eval_count": NUMBER,
       "total_duration": NUMBER}),
