@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from appliance.catalogue import Catalogue
 from appliance.config import TrustConfig
-from appliance.errors import AppError, OtherChannelError, RootBehindError, SeveralBundlesError
+from appliance.errors import AppError, OtherChannelError, RootBehindError
 from appliance.policyfile import load_policy
 from appliance.trust import TrustPolicy, check_audience, check_expiry
 from bundler.format import envelope
@@ -21,7 +20,7 @@ from bundler.format.envelope import VerifiedManifest
 from bundler.format.errors import ChannelRefusedError, FormatError, UnsupportedError
 from bundler.format.manifest import Manifest
 from bundler.format.name import ModelName
-from bundler.format.volume import BundleDirectory, find_bundles
+from bundler.format.volume import BundleDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +43,6 @@ class Admitted:
     def manifest(self) -> Manifest:
         """The statement's fields."""
         return self.verified.manifest
-
-
-def open_medium(path: Path) -> BundleDirectory:
-    """Step 1: the one bundle below a path.
-
-    Raises:
-        LayoutError: there is none, or only an unfinished one.
-        MissingBlobError: there is no such path.
-        MediumError: it cannot be read.
-        SeveralBundlesError: there are several.
-    """
-    bundles = find_bundles(path)
-    if len(bundles) > 1:
-        names = ", ".join(bundle.path.name for bundle in bundles[:5])
-        raise SeveralBundlesError(
-            f"medium: expected one bundle, found {len(bundles)}: {names}",
-            hint=f"name one of them: {bundles[-1].path}",
-        )
-    return bundles[0]
 
 
 def known_policy(catalogue: Catalogue) -> TrustPolicy:

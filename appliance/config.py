@@ -42,6 +42,7 @@ class StoreConfig:
     path: Path
     reserve_bytes: int
     grace_s: float
+    staging_limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

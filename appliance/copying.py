@@ -5,9 +5,11 @@ Rules:
    the caller's thread hashes the plain bytes in order, so the whole file's digest is known when
    the last chunk is;
  * memory is a fixed number of slots, whatever the size of the file;
- * every 256 MiB the data is flushed and a marker says how far; after a kill the marked part is
+ * every 256 MiB the data is flushed and a marker says what is there; after a kill that part is
    read back from the disk, checked again, and only the rest is read from the medium;
- * a bad chunk is read three times before it is given up: cables and readers do err.
+ * a bad chunk is read three times, then from every other copy, before it is given up; the chunks
+   after it are read all the same, so that the next medium, or a repair answer, brings only what
+   is missing.
 """
 
 from __future__ import annotations
@@ -15,21 +17,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import store_io
-from appliance.room import take_room
+from appliance.staging import Progress, StagedFile
 from bundler.format import fsio
 from bundler.format.chunks import ChunkDecoder
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError, DamagedError, MediumError
-from bundler.format.index import LOCAL_CODECS, ChunkIndex, ChunkRecord, Codec
+from bundler.format.index import LOCAL_CODECS, ChunkIndex, ChunkRecord, Codec, SegmentEntry
 from bundler.format.manifest import Artifact
 from bundler.format.volume import BundleDirectory
 
@@ -40,10 +41,9 @@ _SLOTS_BYTES = 48 << 20
 _MAX_THREADS = 4
 """Beyond four, sticks and the one ordered hash are the limit (measured)."""
 _TRIES = 3
+_GIVE_UP = 64
+"""So many chunks in a row that cannot be read: the medium is gone, and each try may take long."""
 _READ_BACK_BYTES = 1 << 20
-
-Progress = Callable[[int], None]
-"""Called with the number of plain bytes just done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +83,35 @@ class _Segments:
     def __init__(self, source: Source, keep: int) -> None:
         self._source = source
         self._keep = keep
-        self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._files: OrderedDict[int, io.FileIO | BundleError] = OrderedDict()
 
-    def file(self, place: int) -> io.FileIO:
+    def file(self, place: int) -> io.FileIO | BundleError:
+        """The segment's best copy, or why there is none."""
         if place not in self._files:
-            entry = self._source.index.segments[place]
-            self._files[place] = self._source.bundle.open_segment(
-                entry.digest, size_bytes=entry.size_bytes
-            )
+            self._files[place] = open_best(self._source.bundle, self._source.index.segments[place])
         self._files.move_to_end(place)
         while len(self._files) > self._keep:
-            self._files.popitem(last=False)[1].close()
+            _close(self._files.popitem(last=False)[1])
         return self._files[place]
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            _close(file)
+
+
+def _close(file: io.FileIO | BundleError) -> None:
+    if isinstance(file, io.FileIO):
+        file.close()
+
+
+def open_best(bundle: BundleDirectory, entry: SegmentEntry) -> io.FileIO | BundleError:
+    """A whole copy of a segment; else one that was cut off, of which the front may serve."""
+    try:
+        return bundle.open_segment(entry.digest, size_bytes=entry.size_bytes)
+    except BundleError as error:
+        for file in bundle.open_copies(entry.digest, at_most_bytes=entry.size_bytes):
+            return file
+        return error
 
 
 class _Objects:
@@ -125,13 +138,13 @@ class _Objects:
 
 
 def plain_chunks(
-    source: Source, *, first: int = 0, sink: int | None = None
+    source: Source, *, places: Sequence[int] | None = None, sink: int | None = None
 ) -> Generator[tuple[ChunkRecord, memoryview | BundleError], None, None]:
-    """Every chunk from ``first`` on, in order, checked against its digests.
+    """The chunks at these places, in this order, checked against their digests.
 
     Args:
         source: what to read.
-        first: place of the first wanted record.
+        places: of the wanted records; all of them unless given.
         sink: a descriptor to write each chunk to at its place, before it is yielded.
 
     Yields:
@@ -142,6 +155,7 @@ def plain_chunks(
         StoreAccessError: it cannot be written, or a file the bundle copies from be opened.
     """
     index = source.index
+    wanted = range(len(index.records)) if places is None else places
     chunk_bytes = max(record.plain_len for record in index.records)
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     buffers = 4 if source.used else 3
@@ -153,19 +167,20 @@ def plain_chunks(
     segments = _Segments(source, keep=count + 1)
     pool = ThreadPoolExecutor(max_workers=min(threads, count), thread_name_prefix="import")
     try:
-        for record in index.records[first:]:
+        for place in wanted:
+            record = index.records[place]
             if not free:
-                free.append(waiting[0][1])
+                # The caller has used the chunk that was yielded last; its slot is free now.
+                slot = waiting[0][1]
                 yield _settled(waiting)
+                free.append(slot)
             slot = free.pop()
-            future: Future[memoryview] = Future()
-            try:
-                file = None if record.codec is Codec.COPY else segments.file(record.segment)
-            except BundleError as error:
-                future.set_exception(error)
+            if record.codec is Codec.COPY:
+                file: io.FileIO | BundleError | None = None
             else:
-                local = objects.descriptor(record)
-                future = pool.submit(_carry, record, slot, file=file, local=local, sink=sink)
+                file = segments.file(record.segment)
+            local = objects.descriptor(record)
+            future = pool.submit(_carry, source, record, slot, file=file, local=local, sink=sink)
             waiting.append((record, slot, future))
         while waiting:
             yield _settled(waiting)
@@ -186,10 +201,11 @@ def _settled(
 
 
 def _carry(
+    source: Source,
     record: ChunkRecord,
     slot: _Slot,
     *,
-    file: io.FileIO | None,
+    file: io.FileIO | BundleError | None,
     local: int | None,
     sink: int | None,
 ) -> memoryview:
@@ -198,10 +214,18 @@ def _carry(
     if file is None:
         plain = slot.decoder.decode(record, b"", beside)
     else:
-        plain = _read_chunk(record, slot, file, beside)
+        try:
+            if isinstance(file, BundleError):
+                raise file
+            plain = _read_chunk(record, slot, file, beside)
+        except BundleError as error:
+            elsewhere = _read_elsewhere(source, record, slot, beside)
+            if elsewhere is None:
+                raise error from None
+            plain = elsewhere
     if sink is not None:
         with store_io("write to the store"):
-            _write_at(sink, plain, record.plain_off)
+            write_at(sink, plain, record.plain_off)
     return plain
 
 
@@ -213,11 +237,33 @@ def _read_local(record: ChunkRecord, slot: _Slot, descriptor: int) -> memoryview
     return view[:count]
 
 
+def _read_elsewhere(
+    source: Source, record: ChunkRecord, slot: _Slot, local: memoryview
+) -> memoryview | None:
+    """The chunk from another copy of its segment, or from a file of its own (a repair answer)."""
+    entry = source.index.segments[record.segment]
+    alone = Digest.from_raw(record.stored_digest)
+    copies = (
+        (file, offset)
+        for digest, offset, most in (
+            (entry.digest, record.seg_off, entry.size_bytes),
+            (alone, 0, record.stored_len),
+        )
+        for file in source.bundle.open_copies(digest, at_most_bytes=most)
+    )
+    for file, offset in copies:
+        with file, contextlib.suppress(OSError, DamagedError):
+            stored = memoryview(slot.stored)[: record.stored_len]
+            fill(file, stored, offset)
+            return slot.decoder.decode(record, stored, local)
+    return None
+
+
 def _read_chunk(record: ChunkRecord, slot: _Slot, file: io.FileIO, local: memoryview) -> memoryview:
     for left in reversed(range(_TRIES)):
         try:
             stored = memoryview(slot.stored)[: record.stored_len]
-            _fill(file, stored, record.seg_off)
+            fill(file, stored, record.seg_off)
             return slot.decoder.decode(record, stored, local)
         except OSError as error:
             if not left:
@@ -229,143 +275,88 @@ def _read_chunk(record: ChunkRecord, slot: _Slot, file: io.FileIO, local: memory
         except DamagedError:
             if not left:
                 raise
-        fsio.drop_cache(file.fileno())
+        with contextlib.suppress(OSError):
+            fsio.drop_cache(file.fileno())
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _fill(file: io.FileIO, view: memoryview, offset: int) -> None:
+def fill(file: io.FileIO, view: memoryview, offset: int) -> None:
+    """Read exactly these bytes.
+
+    Raises:
+        DamagedError: the file ends before.
+        OSError: as the system says it.
+    """
     while view:
         count = os.preadv(file.fileno(), [view], offset)
         if count == 0:
-            raise DamagedError("segment: expected more bytes, found its end")
+            raise DamagedError(
+                f"segment: expected more bytes at {offset}, found its end",
+                hint="the medium is damaged or was changed; copy the bundle again",
+            )
         view, offset = view[count:], offset + count
 
 
-def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
+def write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    """Write every byte at its place; raises as the system says it."""
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
 
 
-def copy_artifact(source: Source, staged: Path, *, progress: Progress) -> None:
-    """Bring an artifact into a staging file; its digest is right when this returns.
+def copy_artifact(source: Source, staged: Path, *, progress: Progress) -> Mapping[int, BundleError]:
+    """Bring what the media give of an artifact into a staging file.
 
-    A staging file that an interrupted import left is taken up where its marker says.
+    A staging file that an earlier import left is taken up where its marker says. When nothing is
+    missing, the whole file's digest is right on return.
 
     Args:
         source: what to copy.
         staged: the staging file; a marker is kept beside it.
         progress: told of every byte, those of an earlier run included.
 
+    Returns:
+        Places of the records that could not be had, and why; empty when the file is whole.
+
     Raises:
-        DamagedError: a chunk, or the file as a whole, has not the signed digest.
-        MissingBlobError: a segment is not on the medium.
-        LayoutError: a segment is no regular file of the signed size.
-        MediumError: the medium cannot be read.
+        DamagedError: every chunk is as signed, and the file as a whole is not.
         NoSpaceError: the store's file system is full.
         StoreAccessError: the store cannot be written.
     """
-    with store_io("stage a file"):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(staged, flags, 0o600)
-    try:
-        hasher = hashlib.sha256()
-        target = _Target(
-            descriptor=descriptor, marker=marker_of(staged), index=source.artifact.index.digest
-        )
-        with store_io("stage a file"):
-            marked = target.marked(len(source.index.records))
-            first = _resume(source, descriptor, marked, hasher, progress)
-            if first == 0:
-                take_room(descriptor, source.index.file_size_bytes)
-        _copy_rest(target, source, first, hasher, progress)
-        if hasher.digest() != source.artifact.digest.raw:
+    with StagedFile(staged, source.index, source.artifact.index.digest) as target:
+        target.take_up(progress)
+        gaps = _copy_missing(target, source, progress)
+        target.mark()
+        if not gaps and target.whole_digest() != source.artifact.digest.raw:
             raise DamagedError(
                 f"{source.artifact.digest}: expected a file of this digest, found another",
                 hint="every chunk is as signed, the whole is not; ask who signed this bundle",
             )
-    finally:
-        os.close(descriptor)
+    return gaps
 
 
-def _copy_rest(
-    target: _Target, source: Source, first: int, hasher: hashlib._Hash, progress: Progress
-) -> None:
-    unsynced = 0
-    place = first
-    with contextlib.closing(plain_chunks(source, first=first, sink=target.descriptor)) as chunks:
-        for record, plain in chunks:
+def _copy_missing(target: StagedFile, source: Source, progress: Progress) -> dict[int, BundleError]:
+    gaps: dict[int, BundleError] = {}
+    wanted = target.missing()
+    unreadable = 0
+    chunks = plain_chunks(source, places=wanted, sink=target.descriptor)
+    with contextlib.closing(chunks):
+        for place, (record, plain) in zip(wanted, chunks, strict=False):
             if isinstance(plain, BundleError):
-                if isinstance(plain, MediumError):
-                    target.mark(place)
-                raise plain
-            hasher.update(plain)
+                gaps[place] = plain
+                unreadable = unreadable + 1 if isinstance(plain, MediumError) else 0
+                if unreadable >= _GIVE_UP:
+                    break
+                continue
+            unreadable = 0
+            target.wrote(place, plain)
             progress(record.plain_len)
-            place += 1
-            unsynced += record.plain_len
-            if unsynced >= SYNC_BYTES:
-                target.mark(place)
-                unsynced = 0
-    target.mark(place)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
-    """A staging file, and the marker that says how much of it is on the disk."""
-
-    descriptor: int
-    marker: Path
-    index: Digest
-
-    def mark(self, chunks: int) -> None:
-        """Flush the data, and only then say so."""
-        with store_io("flush a staged file"):
-            os.fdatasync(self.descriptor)
-            record = {"index": str(self.index), "chunks": chunks}
-            fsio.atomic_write(self.marker, json.dumps(record).encode(), mode=0o600)
-
-    def marked(self, at_most: int) -> int:
-        """How many chunks the marker vouches for; a foreign or damaged one vouches for none."""
-        try:
-            record = json.loads(self.marker.read_bytes())
-            chunks = record["chunks"] if record["index"] == str(self.index) else 0
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        return chunks if isinstance(chunks, int) and 0 <= chunks <= at_most else 0
-
-
-def marker_of(staged: Path) -> Path:
-    """The small file that says how much of a staging file is on the disk."""
-    return staged.with_suffix(".marker")
-
-
-def _resume(
-    source: Source, descriptor: int, marked: int, hasher: hashlib._Hash, progress: Progress
-) -> int:
-    """Read the marked part back and feed the hasher; stops before the first chunk that is off.
-
-    Returns:
-        How many chunks are right.
-    """
-    if os.fstat(descriptor).st_size != source.index.file_size_bytes:
-        return 0
-    buffer = memoryview(bytearray(source.index.chunk_max_bytes))
-    for place, record in enumerate(source.index.records[:marked]):
-        view = buffer[: record.plain_len]
-        if os.preadv(descriptor, [view], record.plain_off) != record.plain_len:
-            return place
-        if hashlib.sha256(view).digest() != record.plain_digest:
-            return place
-        hasher.update(view)
-        progress(record.plain_len)
-    return marked
-
-
-def discard(staged: Path) -> None:
-    """Remove a staging file and its marker."""
-    with store_io("remove a staged file"):
-        marker_of(staged).unlink(missing_ok=True)
-        staged.unlink(missing_ok=True)
+            if target.unsynced_bytes >= SYNC_BYTES:
+                target.mark()
+    if gaps:
+        last = next(reversed(gaps.values()))
+        gaps.update((place, gaps.get(place, last)) for place in target.missing())
+    return gaps
 
 
 def file_digest(path: Path, *, progress: Progress) -> Digest:

@@ -15,28 +15,31 @@ from __future__ import annotations
 
 import contextlib
 
-from appliance import copying, gate
+from appliance import gate
 from appliance.admission import (
     Admitted,
     check_admission,
     check_owner,
     known_policy,
     newer_roots,
-    open_medium,
     with_roots,
 )
 from appliance.admission import verify_envelope as verify_signatures
-from appliance.errors import AppError, store_io
+from appliance.bringing import bring
+from appliance.errors import AppError
 from appliance.intake import Arrival, Intake, plan_intake
 from appliance.journal import Journal
+from appliance.media import open_media
 from appliance.model import Origin, Provenance
 from appliance.policyfile import adopt_root, load_policy, save_policy
 from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
 from appliance.site import Observer, Request, Site
+from appliance.staging import discard
 from appliance.store import Store, StoreWriter
+from appliance.unfinished import drop, unfinished
 from bundler.format.chain import VerifiedRoot
 from bundler.format.digest import Digest
-from bundler.format.errors import BundleError, MediumError
+from bundler.format.errors import BundleError
 from bundler.format.volume import BundleDirectory
 
 
@@ -48,16 +51,22 @@ def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
         AppError: the policy, the machine or the store says no; see docs/exit-codes.md.
     """
     # 1. Open: one bundle with sane names; and nobody else writes to the store.
-    bundle = open_medium(request.medium)
+    bundle = open_media(request.media).bundle
     with site.store.writing() as writer:
         plan: Intake | None = None
+        waiting = False
         try:
             admitted = _admit(bundle, request, site)  # 2 to 5
             observer.verified(admitted)
             plan = plan_intake(admitted, request, site, observer)  # 6
-            _bring(plan, writer, observer)  # 7
+            problem = bring(plan, admitted, request, site, writer=writer, observer=observer)  # 7
+            if problem is not None:
+                waiting = True
+                raise problem
+            _check_staged(plan, site)
         except (AppError, BundleError) as error:
-            _undo(plan, writer, error)
+            if plan is not None and not waiting:
+                _undo(plan, admitted, writer)
             _record_refusal(site, bundle, error)
             raise
         try:
@@ -107,43 +116,28 @@ def _follow_roots(bundle: BundleDirectory, site: Site) -> tuple[VerifiedRoot, ..
     return roots
 
 
-def _bring(plan: Intake, writer: StoreWriter, observer: Observer) -> None:
-    # 7. Every file: read once, checked, unpacked, written, flushed, hashed whole; then the gate.
-    paths = writer.store.paths
-    _clean_staging(plan, writer)
-    for source in plan.missing:
-        staged = paths.staged(source.artifact.digest)
-        observer.begins(f"importing {source.artifact.digest.short()}", source.artifact.size_bytes)
-        copying.copy_artifact(source, staged, progress=observer.advances)
-    staged_now = {source.artifact.digest for source in plan.missing}
+def _check_staged(plan: Intake, site: Site) -> None:
+    """The static gate, on every file, staged or already here."""
+    paths = site.store.paths
+    staged = {source.artifact.digest for source in plan.missing}
     for planned in plan.names:
         for artifact in planned.artifacts:
             digest = artifact.digest
-            path = paths.staged(digest) if digest in staged_now else paths.blob(digest)
+            path = paths.staged(digest) if digest in staged else paths.blob(digest)
             if artifact is planned.artifact:
                 gate.check_weights(path, artifact, planned.variant)
             else:
                 gate.check_companion(path, artifact, planned.variant)
 
 
-def _clean_staging(plan: Intake, writer: StoreWriter) -> None:
-    """Remove what earlier imports left, except what this one takes up."""
+def _undo(plan: Intake, admitted: Admitted, writer: StoreWriter) -> None:
+    """Drop what was staged: the next try would meet the same refusal."""
     paths = writer.store.paths
-    kept = {paths.staged(source.artifact.digest) for source in plan.missing}
-    kept |= {copying.marker_of(path) for path in kept}
-    with store_io("clean the staging directory"):
-        for path in paths.staging.iterdir():
-            if path not in kept and not path.is_dir():
-                path.unlink(missing_ok=True)
-
-
-def _undo(plan: Intake | None, writer: StoreWriter, error: Exception) -> None:
-    """Drop what was staged, unless only the medium failed: then the next try goes on from it."""
-    if plan is None or isinstance(error, MediumError):
-        return
-    for source in plan.missing:
-        with contextlib.suppress(AppError):
-            copying.discard(writer.store.paths.staged(source.artifact.digest))
+    statement = str(admitted.verified.digest)
+    with contextlib.suppress(AppError):
+        for source in plan.missing:
+            discard(paths.staged(source.artifact.digest))
+        drop(paths, (one for one in unfinished(paths) if one.statement == statement))
 
 
 def _record_refusal(site: Site, bundle: BundleDirectory, error: AppError | BundleError) -> None:
@@ -165,7 +159,7 @@ def _install(plan: Intake, admitted: Admitted, site: Site, writer: StoreWriter) 
     for source in plan.missing:
         staged = site.store.paths.staged(source.artifact.digest)
         writer.commit(staged, source.artifact.digest)
-        copying.discard(staged)
+        discard(staged)
     for planned in plan.names:
         for data in (planned.config, *(data for _, data in planned.layers)):
             writer.put(data)
@@ -194,7 +188,18 @@ def _install(plan: Intake, admitted: Admitted, site: Site, writer: StoreWriter) 
         # Last of all: a crash before this makes the next import of the bundle say it all again.
         save_policy(site.store.paths.trust, after)
         writer.counted()
+    _tidy_up(admitted, writer)
     return receipt
+
+
+def _tidy_up(admitted: Admitted, writer: StoreWriter) -> None:
+    """Give up what waited for bundles that cannot come in any more: this one, and older ones."""
+    info = admitted.manifest.bundle
+    paths = writer.store.paths
+    drop(
+        paths,
+        (one for one in unfinished(paths) if one.channel == info.channel and one.seq <= info.seq),
+    )
 
 
 def _names_change(plan: Intake, store: Store) -> bool:

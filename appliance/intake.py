@@ -109,10 +109,6 @@ def plan_intake(admitted: Admitted, request: Request, site: Site, observer: Obse
     plan = Intake(names=names, missing=missing)
     for source in missing:
         check_local(source, manifest, observer)
-    for source in missing:
-        for segment in source.artifact.segments:
-            # Opened now so that a missing volume shows before gigabytes were copied.
-            admitted.bundle.open_segment(segment.digest, size_bytes=segment.size_bytes).close()
     _check_room(plan, site)
     return plan
 

@@ -4,7 +4,8 @@
 
     blobs/sha256-<hex>                              files by content, 0444, never changed
     manifests/<host>/<namespace>/<model>/<tag>      one small JSON file per name
-    satchel/staging/                                what is being written; never part of a model
+    satchel/staging/                                what is being written, or waits for a medium;
+                                                    never part of a model
     satchel/uploads/                                blobs that clients are sending
     satchel/journal/                                what happened, see `appliance.journal`
     satchel/provenance/sha256-<manifest hex>.json   where a model came from

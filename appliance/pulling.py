@@ -192,6 +192,11 @@ class _Told:
         if self._done >= self._total or time.monotonic() - self._told_s >= _TELL_S:
             self._say()
 
+    def asks(self, need: str) -> bool:
+        """Nobody is there to put another medium in."""
+        del need
+        return False
+
     def _say(self) -> None:
         self._told_s = time.monotonic()
         self.tell(_event(self._digest, self._total, self._done))

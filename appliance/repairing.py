@@ -21,6 +21,7 @@ from appliance.local import check_local
 from appliance.pushing import Tell, telling
 from appliance.room import check_room
 from appliance.site import Site
+from appliance.staging import discard
 from appliance.store import StoreWriter
 from bundler.format.carried import read_images
 from bundler.format.digest import Descriptor, Digest
@@ -92,12 +93,14 @@ def _renew(digest: Digest, holder: _Holder, site: Site, writer: StoreWriter, tel
             with telling(f"repairing {digest.short()}", part, tell) as advance:
                 source = read_source(holder.bundle, artifact, holder.manifest, site.store)
                 check_local(source, holder.manifest)
-                copying.copy_artifact(source, staged, progress=advance)
+                gaps = copying.copy_artifact(source, staged, progress=advance)
+            if gaps:
+                raise next(iter(gaps.values()))
         except (AppError, BundleError):
-            copying.discard(staged)
+            discard(staged)
             raise
         writer.commit(staged, digest)
-        copying.discard(staged)
+        discard(staged)
         return True
     small = _small(digest, holder)
     if small is not None:

@@ -258,6 +258,11 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="how long a blob that no model uses is kept after it was last sent or asked for",
     ),
     _row(
+        "store", "staging_limit", 0, _size, field="staging_limit_bytes",
+        env=("SATCHEL_STAGING_LIMIT",),
+        meaning="most that unfinished imports may take together; 0 for no limit but the reserve",
+    ),
+    _row(
         "trust", "site", "", _text, env=("SATCHEL_SITE",),
         meaning="this site's id; a bundle made for named sites is accepted only if it names it",
     ),

@@ -19,15 +19,22 @@ class Request:
 
     Attributes:
         medium: where the bundle is.
+        others: where more volumes of it may be.
         wanted: which variants.
         allow_rollback: ``channel:seq`` of an older bundle that may come in, or empty.
         allow_channel: a channel that may take over names of other channels, or empty.
     """
 
     medium: Path
+    others: tuple[Path, ...] = ()
     wanted: Wanted = field(default_factory=Wanted)
     allow_rollback: str = ""
     allow_channel: str = ""
+
+    @property
+    def media(self) -> tuple[Path, ...]:
+        """Every place to look, in the order typed."""
+        return (self.medium, *self.others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +70,6 @@ class Observer(Protocol):
 
     def advances(self, size_bytes: int) -> None:
         """So many more bytes are done."""
+
+    def asks(self, need: str) -> bool:
+        """Something is missing that another medium may hold: whether to look again."""

@@ -21,7 +21,6 @@ from appliance.admission import (
     check_owner,
     known_policy,
     newer_roots,
-    open_medium,
     verify_envelope,
     with_roots,
 )
@@ -29,6 +28,7 @@ from appliance.choice import Choice, choose, wish_for
 from appliance.errors import AppError
 from appliance.intake import read_source
 from appliance.local import check_local
+from appliance.media import open_media
 from appliance.site import Observer, Request, Site
 from bundler.format.errors import BundleError, DamagedError
 from bundler.format.manifest import Artifact, Variant
@@ -66,7 +66,7 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
         NobodyTrustedError: no key is trusted here.
     """
     findings: list[Finding] = []
-    bundle = open_medium(request.medium)
+    bundle = open_media(request.media).bundle
     policy = known_policy(site.store)
     policy = with_roots(policy, newer_roots(bundle, policy))
     verified = verify_envelope(bundle, policy, site.config.trust)

@@ -39,6 +39,7 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
     },
     "leaving": {"export": "Copy models out for other tools, every file checked on its way."},
     "upkeep": {"prune": "Remove the blobs that no model uses."},
+    "staging": {"staging": "List the imports that wait for another medium."},
     "reporting": {
         "inventory": "Say which pieces of which files are here, "
         "so that an update carries only the others.",

@@ -26,12 +26,15 @@ from appliance.receipt import Receipt
 from appliance.site import Request, Site
 from appliance.updating import Updated, check_update, update_trust
 from appliance.verify import Report, verify_bundle
-from bundler.format.volume import find_update, has_bundles
+from bundler.format.volume import UpdateDirectory, find_update, has_bundles
 from hwprobe.quantity import Bytes
 
 _ROLLBACK = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}:[1-9][0-9]{0,15}")
-MediumArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The medium, or one bundle directory on it.")
+MediaArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DIR…", help="The media in any order, or one bundle directory on the first."
+    ),
 ]
 VariantOption = Annotated[
     list[str] | None,
@@ -65,7 +68,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _request(
-    medium: Path,
+    media: list[Path],
     variants: list[str] | None,
     allow_rollback: str,
     allow_channel: str,
@@ -80,12 +83,16 @@ def _request(
         )
     wanted = Wanted(variants=tuple(variants or ()), all_variants=all_variants)
     return Request(
-        medium=medium, wanted=wanted, allow_rollback=allow_rollback, allow_channel=allow_channel
+        medium=media[0],
+        others=tuple(media[1:]),
+        wanted=wanted,
+        allow_rollback=allow_rollback,
+        allow_channel=allow_channel,
     )
 
 
 def import_command(
-    medium: MediumArgument,
+    media: MediaArgument,
     *,
     variant: VariantOption = None,
     all_: AllOption = False,
@@ -96,10 +103,10 @@ def import_command(
     json_: JsonOption = False,
 ) -> None:
     """Verify a bundle and install what fits this machine."""
-    request = _request(medium, variant, allow_rollback, allow_channel, all_variants=all_)
+    request = _request(media, variant, allow_rollback, allow_channel, all_variants=all_)
     site = this_site(load_config(config, store))
-    update = _followed(medium, site)
-    if update is not None and not has_bundles(medium):
+    update = _followed(media, site)
+    if update is not None and not _any_bundles(media):
         report(update, as_json=json_)
         return
     with Screen(site.machine, quiet=json_) as screen:
@@ -110,13 +117,19 @@ def import_command(
         _print_receipt(receipt)
 
 
-def _followed(medium: Path, site: Site) -> Updated | None:
-    """Follow the trust roots that lie beside the bundles of a medium, before any of these."""
-    found = find_update(medium)
-    pinned = load_policy(site.store.paths.trust).root is not None
-    if found is None or (not pinned and has_bundles(medium)):
-        return None
-    return update_trust(site.store, found.read_root, source="medium")
+def _followed(media: list[Path], site: Site) -> Updated | None:
+    """Follow the trust roots that lie beside the bundles of the media, before any of these."""
+    updated = None
+    for medium in media:
+        found = find_update(medium)
+        pinned = load_policy(site.store.paths.trust).root is not None
+        if found is not None and (pinned or not _any_bundles(media)):
+            updated = update_trust(site.store, found.read_root, source="medium")
+    return updated
+
+
+def _any_bundles(media: list[Path]) -> bool:
+    return any(has_bundles(medium) for medium in media)
 
 
 def _print_receipt(receipt: Receipt) -> None:
@@ -129,7 +142,7 @@ def _print_receipt(receipt: Receipt) -> None:
 
 
 def verify_command(
-    medium: MediumArgument,
+    media: MediaArgument,
     *,
     variant: VariantOption = None,
     all_: AllOption = False,
@@ -140,10 +153,10 @@ def verify_command(
     json_: JsonOption = False,
 ) -> None:
     """Check every byte of a bundle as an import would; write nothing."""
-    request = _request(medium, variant, allow_rollback, allow_channel, all_variants=all_)
+    request = _request(media, variant, allow_rollback, allow_channel, all_variants=all_)
     site = this_site(load_config(config, store))
-    update = find_update(medium)
-    if update is not None and not has_bundles(medium):
+    update = None if _any_bundles(media) else _first_update(media)
+    if update is not None:
         policy = load_policy(site.store.paths.trust)
         report(check_update(policy, update.read_root), as_json=json_, done=False)
         return
@@ -159,6 +172,11 @@ def verify_command(
         raise typer.Exit(found.findings[0].exit_code)
     if not json_:
         typer.echo(f"verified {Bytes(found.checked_bytes)} of weights; nothing was written")
+
+
+def _first_update(media: list[Path]) -> UpdateDirectory | None:
+    found = (find_update(medium) for medium in media)
+    return next((update for update in found if update is not None), None)
 
 
 def _report_json(report: Report) -> dict[str, Any]:

@@ -88,6 +88,21 @@ class Screen:
             self._said_s = time.monotonic()
             self._say(f"{self._doing}: {self._done * 100 // self._total}%")
 
+    def asks(self, need: str) -> bool:
+        """Ask the person at the terminal for another medium; without one nobody is asked."""
+        if self._quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        if self._bar is not None:
+            self._bar.stop()
+        typer.echo(need, err=True)
+        typer.echo(
+            "press Enter when it is there, or type q to go on another time: ", nl=False, err=True
+        )
+        answer = sys.stdin.readline()
+        if self._bar is not None:
+            self._bar.start()
+        return bool(answer) and not answer.strip().lower().startswith("q")
+
     def _lines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self._say(f"  {line}")

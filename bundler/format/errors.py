@@ -19,6 +19,7 @@ BundleError                    1
 │   ├── LocalObjectError      10  a file the bundle copies from is not what it should be
 │   ├── LayoutError           10  the medium holds no bundle, or an unfinished one
 │   └── MissingBlobError      10  a signed file is not on the medium
+│       └── MissingVolumeError 10  … because another volume of the bundle holds it
 ├── TrustError                11  the signatures are not enough
 │   ├── UnsignedError         11  there is no signature
 │   ├── UntrustedKeyError     11  no signature is by a trusted key
@@ -152,6 +153,10 @@ class LayoutError(FormatError):
 
 class MissingBlobError(FormatError):
     """A file that the statement names is not on the medium."""
+
+
+class MissingVolumeError(MissingBlobError):
+    """Another volume of the bundle is still to come."""
 
 
 class TrustError(BundleError):

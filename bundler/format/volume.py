@@ -11,11 +11,11 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from bundler.format.digest import Digest
 from bundler.format.errors import DamagedError, LayoutError, MediumError, MissingBlobError
@@ -36,19 +36,22 @@ _UPDATE_PLACES: Final = (
 )
 _BUNDLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}-[0-9]{6,16}")
 _ROOT_FILE: Final = re.compile(ROOT_NAME.format("[1-9][0-9]{0,3}").replace(".", r"\."))
+_Read = TypeVar("_Read")
 _MAX_ENTRIES: Final = 10_000
 """Names looked at in one directory; a stick with more is not one of ours."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BundleDirectory:
-    """One bundle on a medium. Nothing in it is trusted before `envelope.verify`.
+    """One bundle on one medium or several. Nothing in it is trusted before `envelope.verify`.
 
     Attributes:
         path: the directory that holds ``bundle.dsse.json``.
+        beside: directories of the same bundle on other media; each brings whatever files it has.
     """
 
     path: Path
+    beside: tuple[Path, ...] = ()
 
     def read_envelope(self) -> bytes:
         """The bytes of the envelope, read once, at most 8 MiB.
@@ -58,7 +61,7 @@ class BundleDirectory:
             MissingBlobError: there is none: the bundle is unfinished.
             MediumError: it cannot be read.
         """
-        with self._opened() as directory:
+        with _opened(self.path) as directory:
             return read_bounded(ENVELOPE_NAME, max_bytes=MAX_ENVELOPE_BYTES, dir_fd=directory)
 
     def read_root(self, version: int) -> bytes | None:
@@ -94,16 +97,7 @@ class BundleDirectory:
             DamagedError: its bytes have another digest.
             MediumError: it cannot be read.
         """
-        with self._blobs() as directory:
-            data = read_bounded(digest.hex, max_bytes=max_bytes, dir_fd=directory)
-        if size_bytes is not None and len(data) != size_bytes:
-            raise LayoutError(f"{digest}: expected {size_bytes} bytes, found {len(data)}")
-        if Digest.of(data) != digest:
-            raise DamagedError(
-                f"{digest}: expected bytes of this digest, found others",
-                hint="the medium is damaged or was changed; copy the bundle again",
-            )
-        return data
+        return self._first(lambda place: _read_blob(place, digest, max_bytes, size_bytes))
 
     def open_blob(self, digest: Digest, *, size_bytes: int | None = None) -> io.FileIO:
         """A file on the medium, unbuffered and read-only; the caller closes it.
@@ -113,8 +107,7 @@ class BundleDirectory:
             LayoutError: it is no regular file, or of another size.
             MediumError: it cannot be opened.
         """
-        with self._blobs() as directory:
-            return open_regular(digest.hex, dir_fd=directory, size_bytes=size_bytes)
+        return self._first(lambda place: _open_blob(place, digest, size_bytes))
 
     def open_segment(self, digest: Digest, *, size_bytes: int) -> io.FileIO:
         """A segment of the signed size, unbuffered and read-only; the caller closes it.
@@ -128,26 +121,76 @@ class BundleDirectory:
         """
         return self.open_blob(digest, size_bytes=size_bytes)
 
-    @contextmanager
-    def _opened(self) -> Iterator[int]:
-        directory = open_directory(self.path)
-        try:
-            yield directory
-        finally:
-            os.close(directory)
+    def open_copies(self, digest: Digest, *, at_most_bytes: int) -> Iterator[io.FileIO]:
+        """Every copy of a file, cut off or not: what is left of a damaged one may still serve.
 
-    @contextmanager
-    def _blobs(self) -> Iterator[int]:
-        with self._opened() as bundle:
-            blobs = open_directory("blobs", dir_fd=bundle)
+        The caller closes each.
+        """
+        for place in (self.path, *self.beside):
             try:
-                directory = open_directory("sha256", dir_fd=blobs)
-            finally:
-                os.close(blobs)
+                file = _open_blob(place, digest, None)
+            except (MissingBlobError, LayoutError, MediumError):
+                continue
+            if os.fstat(file.fileno()).st_size > at_most_bytes:
+                file.close()
+                continue
+            yield file
+
+    def _first(self, read: Callable[[Path], _Read]) -> _Read:
+        """What the first medium gives that has it whole; else what is wrong with it."""
+        problem: DamagedError | LayoutError | MediumError | None = None
+        missing: MissingBlobError | None = None
+        for place in (self.path, *self.beside):
+            try:
+                return read(place)
+            except MissingBlobError as error:
+                missing = missing or error
+            except (DamagedError, LayoutError, MediumError) as error:
+                problem = problem or error
+        found = problem or missing
+        assert found is not None
+        raise found
+
+
+def _read_blob(place: Path, digest: Digest, max_bytes: int, size_bytes: int | None) -> bytes:
+    with _blobs(place) as directory:
+        data = read_bounded(digest.hex, max_bytes=max_bytes, dir_fd=directory)
+    if size_bytes is not None and len(data) != size_bytes:
+        raise LayoutError(f"{digest}: expected {size_bytes} bytes, found {len(data)}")
+    if Digest.of(data) != digest:
+        raise DamagedError(
+            f"{digest}: expected bytes of this digest, found others",
+            hint="the medium is damaged or was changed; copy the bundle again",
+        )
+    return data
+
+
+def _open_blob(place: Path, digest: Digest, size_bytes: int | None) -> io.FileIO:
+    with _blobs(place) as directory:
+        return open_regular(digest.hex, dir_fd=directory, size_bytes=size_bytes)
+
+
+@contextmanager
+def _opened(place: Path) -> Iterator[int]:
+    directory = open_directory(place)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def _blobs(place: Path) -> Iterator[int]:
+    with _opened(place) as bundle:
+        blobs = open_directory("blobs", dir_fd=bundle)
         try:
-            yield directory
+            directory = open_directory("sha256", dir_fd=blobs)
         finally:
-            os.close(directory)
+            os.close(blobs)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 @dataclass(frozen=True, slots=True)

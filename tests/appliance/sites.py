@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Silent:
     def __init__(self) -> None:
         self.choices: list[Choice] = []
         self.done_bytes = 0
+        self.needs: list[str] = []
+        self.answers: list[Callable[[], bool]] = []
 
     def verified(self, admitted: Admitted) -> None:
         self.admitted = admitted
@@ -52,6 +54,10 @@ class Silent:
 
     def advances(self, size_bytes: int) -> None:
         self.done_bytes += size_bytes
+
+    def asks(self, need: str) -> bool:
+        self.needs.append(need)
+        return bool(self.answers) and self.answers.pop(0)()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,6 +176,27 @@ class Forged:
         return directory
 
 
+def spread(bundle: Forged, folder: Path, volumes: int) -> tuple[Forged, list[Path]]:
+    """The bundle planned for so many volumes, and the media: each whole but for its segments."""
+    artifacts = []
+    where: dict[str, int] = {}
+    for artifact in bundle.manifest.artifacts:
+        count = len(artifact.segments)
+        planned = tuple(
+            replace(one, volume=1 + place * volumes // count)
+            for place, one in enumerate(artifact.segments)
+        )
+        where.update((one.digest.hex, one.volume) for one in planned)
+        artifacts.append(replace(artifact, segments=planned))
+    planned_bundle = bundle.with_manifest(artifacts=tuple(artifacts))
+    media = []
+    for number in range(1, volumes + 1):
+        held = {k: v for k, v in bundle.files.items() if where.get(k, number) == number}
+        media.append(folder / f"stick-{number}")
+        replace(planned_bundle, files=held).write(media[-1])
+    return planned_bundle, media
+
+
 def forge(
     weights: Mapping[str, bytes] | None = None,
     *,
