@@ -43,6 +43,7 @@ class StoreConfig:
     reserve_bytes: int
     grace_s: float
     staging_limit_bytes: int
+    previous: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

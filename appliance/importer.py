@@ -163,11 +163,12 @@ def _install(plan: Intake, admitted: Admitted, site: Site, writer: StoreWriter) 
     for planned in plan.names:
         for data in (planned.config, *(data for _, data in planned.layers)):
             writer.put(data)
+    keep = site.config.store.previous
     if changed:
         with writer.promising(planned.manifest for planned in plan.names):
             for planned in plan.names:
                 origin = Origin(provenance=_provenance(planned, admitted, site))
-                writer.point(planned.name, planned.manifest, origin=origin)
+                writer.point(planned.name, planned.manifest, origin=origin, keep=keep)
     # 9. The journal, the receipt, the channel's counter.
     info = admitted.manifest.bundle
     after = admitted.policy.accept(

@@ -14,6 +14,8 @@
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
+    satchel/previous/<host>/<namespace>/<model>/<tag>/<n>.json
+                                                    manifests that a name stood for before
     satchel/device.key                              signs receipts and inventories, 0600
     satchel/scrub.json                              how far the last scrub is, and what it found
 
@@ -97,6 +99,11 @@ class Paths:
     def lock(self) -> Path:
         """The file whose flock is the right to write."""
         return self.root / "satchel" / "lock"
+
+    @property
+    def previous(self) -> Path:
+        """Manifests that names stood for before, see `appliance.previous`."""
+        return self.root / "satchel" / "previous"
 
     @property
     def device_key(self) -> Path:

@@ -1,7 +1,8 @@
 """Remove blobs that no model uses.
 
 Rules:
- * a blob is removed only when every manifest of the store could be read and none names it;
+ * a blob is removed only when every manifest of the store could be read and none names it, those
+   of previous versions included;
  * a blob that was sent, asked for or imported within the grace stays: its model may be about to
    be made;
  * only files that are named like blobs are looked at.
@@ -19,6 +20,7 @@ from appliance.catalogue import Catalogue
 from appliance.errors import AppError, StoreCorruptError, store_io
 from appliance.journal import Journal
 from appliance.model import parse_image
+from appliance.previous import every_former, names_with_formers
 from appliance.store import Store
 from bundler.format import fsio
 from bundler.format.digest import Digest
@@ -95,6 +97,24 @@ def prune_locked(store: Store, *, now_s: float, grace_s: float) -> tuple[UnusedB
     return gone
 
 
+def trim(store: Store, *, keep: int) -> int:
+    """Keep at most so many previous versions of each model.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        StoreBusyError: another process is writing.
+        StoreError: a file cannot be read or removed.
+    """
+    with store.writing() as writer:
+        names = names_with_formers(store.paths)
+        freed_bytes = sum(writer.trim(name, keep) for name in names)
+        if freed_bytes:
+            Journal(store.paths.journal).record("pruned", keep=keep, freed_bytes=freed_bytes)
+        return freed_bytes
+
+
 def past_grace(blobs: Iterable[UnusedBlob], grace_s: float) -> tuple[UnusedBlob, ...]:
     """Those that have been idle for the whole grace."""
     return tuple(blob for blob in blobs if blob.idle_s >= grace_s)
@@ -111,6 +131,14 @@ def _needed(catalogue: Catalogue) -> set[Digest]:
                 hint=f"import it again, or remove it with: satchel rm {name.short()}",
             ) from error
         needed |= {part.digest for part in image.parts}
+    for former in every_former(catalogue.paths):
+        try:
+            needed |= {part.digest for part in parse_image(former.manifest).parts}
+        except AppError as error:
+            raise StoreCorruptError(
+                f"{former.path}: {error}: what it needs is not known, so nothing is removed",
+                hint="remove that file: it keeps a previous version for satchel rollback",
+            ) from error
     return needed
 
 

@@ -32,7 +32,8 @@ def check_room(paths: Paths, size_bytes: int, reserve_bytes: int, *, taken_bytes
         raise NoSpaceError(
             f"store: expected {Bytes(size_bytes)} free and {Bytes(reserve_bytes)} in reserve, "
             f"found {Bytes(free_bytes)}",
-            hint="remove models with: satchel rm MODEL, or lower store.reserve",
+            hint="remove models with satchel rm MODEL or previous versions with satchel prune "
+            "--previous 0, or lower store.reserve",
         )
 
 

@@ -263,6 +263,10 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="most that unfinished imports may take together; 0 for no limit but the reserve",
     ),
     _row(
+        "store", "previous", 1, _integer(low=0, high=64), env=("SATCHEL_STORE_PREVIOUS",),
+        meaning="how many versions that an import replaced stay for `satchel rollback`",
+    ),
+    _row(
         "trust", "site", "", _text, env=("SATCHEL_SITE",),
         meaning="this site's id; a bundle made for named sites is accepted only if it names it",
     ),

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from appliance import previous
 from appliance.catalogue import Catalogue, StoreFault, Survey
 from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
 from appliance.journal import Journal
@@ -135,6 +136,9 @@ class StoreWriter:
         tidy_workplaces(self._paths)
         with store_io("read a manifest that was set aside"), contextlib.suppress(FileNotFoundError):
             self._retire(self._former.read_bytes())
+        for name in previous.names_with_formers(self._paths):
+            if not self._paths.reference(name).is_file():
+                self.trim(name, 0)  # a removal that a crash cut short
 
     def put(self, data: bytes) -> Digest:
         """Store a small file and return its digest; one that is there already is kept.
@@ -171,16 +175,20 @@ class StoreWriter:
             fsio.fsync_dir(self._paths.blobs)
             fsio.fsync_dir(self._paths.staging)
 
-    def point(self, name: ModelName, manifest: bytes, *, origin: Origin | None = None) -> int:
+    def point(
+        self, name: ModelName, manifest: bytes, *, origin: Origin | None = None, keep: int = 0
+    ) -> int:
         """Let a name stand for this manifest from now on; everything it refers to is there.
 
         Args:
             name: taken in the store's spelling if it is there in another case.
             manifest: the manifest file; `appliance.model.encode_image` makes it.
             origin: where it came from; on disk before the name changes.
+            keep: how many former models of the name stay for a rollback; with 0 this one goes,
+                and those kept before stay.
 
         Returns:
-            Bytes freed, because only the name's former model used them.
+            Bytes freed, because only former models of the name used them.
 
         Raises:
             NoSpaceError: the file system is full; the name stands for what it did.
@@ -200,10 +208,33 @@ class StoreWriter:
             # Staged elsewhere: a temporary file beside the manifest would look like a tag.
             staged = self._paths.staging / "manifest"
             fsio.atomic_write(staged, manifest, mode=_FILE_MODE)
-            self._set_aside(former)
+            if not keep:
+                self._set_aside(former)
+            elif former is not None:
+                previous.keep(self._paths, spelled, former)
             staged.replace(reference)
             fsio.fsync_dir(reference.parent)
-        return self._retire(former)
+        return self.trim(spelled, keep) if keep else self._retire(former)
+
+    def trim(self, name: ModelName, keep: int) -> int:
+        """Drop the former models of a name beyond the latest ``keep``, and what only they used.
+
+        Returns:
+            Bytes freed.
+
+        Raises:
+            StoreAccessError: a file cannot be removed.
+        """
+        freed_bytes = 0
+        now = self._peek(name)
+        kept = previous.formers(self._paths, name, now=now)[:keep]
+        for former in previous.formers(self._paths, name):
+            if former not in kept:
+                with store_io("set a previous version aside"):
+                    self._set_aside(former.manifest)
+                previous.forget(former, self._paths)
+                freed_bytes += self._retire(former.manifest)
+        return freed_bytes
 
     @contextlib.contextmanager
     def promising(self, manifests: Iterable[bytes]) -> Iterator[None]:
@@ -256,7 +287,7 @@ class StoreWriter:
             for parent in list(reference.relative_to(self._paths.manifests).parents)[:-1]:
                 with contextlib.suppress(OSError):  # not empty: another name lives there
                     (self._paths.manifests / parent).rmdir()
-        return self._retire(former)
+        return self._retire(former) + self.trim(spelled, 0)
 
     def _set_aside(self, former: bytes | None) -> None:
         """Keep a manifest that is about to lose its name until its files are gone too."""
@@ -293,6 +324,7 @@ class StoreWriter:
         try:
             gone = parse_image(manifest)
             left = [self.store.manifest(name) for name in self.store.names()]
+            left += [former.manifest for former in previous.every_former(self._paths)]
             needed = {part.digest for data in left for part in parse_image(data).parts}
         except AppError:
             return 0

@@ -38,6 +38,7 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
         "push": "Copy a model into the directory exchange.export, a store of the same layout.",
     },
     "leaving": {"export": "Copy models out for other tools, every file checked on its way."},
+    "rolling": {"rollback": "Let a model be again what it was before an import replaced it."},
     "upkeep": {"prune": "Remove the blobs that no model uses."},
     "staging": {"staging": "List the imports that wait for another medium."},
     "reporting": {

@@ -17,7 +17,7 @@ from appliance.cli.frame import (
     print_json,
 )
 from appliance.errors import RequestError
-from appliance.pruning import UnusedBlob, past_grace, prune, unused
+from appliance.pruning import UnusedBlob, past_grace, prune, trim, unused
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,14 +36,29 @@ def prune_command(
             "--grace", metavar="DURATION", help="Keep what was used within it; else store.grace."
         ),
     ] = "",
+    previous: Annotated[
+        int | None,
+        typer.Option(
+            "--previous", metavar="N", min=0, help="Keep at most N previous versions per model."
+        ),
+    ] = None,
     store: StoreOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Remove the blobs that no model uses."""
+    """Remove the blobs that no model uses.
+
+    What satchel rollback goes back to stays, unless --previous says how much of it may.
+    """
     loaded = load_config(config, store)
     grace_s = _seconds(grace) if grace else loaded.store.grace_s
     found = open_store(loaded)
+    if previous is not None:
+        if dry_run:
+            raise RequestError("expected --dry-run or --previous, found both")
+        freed_bytes = trim(found, keep=previous)
+        if not json_:
+            typer.echo(f"removed previous versions beyond {previous}, {human.size(freed_bytes)}")
     if dry_run:
         gone = past_grace(unused(found, now_s=time.time()), grace_s)
     else:

@@ -133,6 +133,8 @@ def test_a_rotten_blob_is_noticed_and_replaced(desk: Desk) -> None:
 
 
 def test_a_newer_bundle_replaces_the_model_and_frees_the_old_weights(desk: Desk) -> None:
+    """Where none is kept for a rollback; see test_rolling."""
+    desk = desk.configured(store__previous=0)
     old = tiny_model(1)
     desk.carry(forge({"F32": old}, seq=1))
     desk.carry(forge({"F32": tiny_model(2)}, seq=2))

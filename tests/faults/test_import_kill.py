@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance.policyfile import load_policy
+from appliance.rolling import roll_back
 from bundler.format.name import ModelName
 from tests.appliance.sites import Desk, make_desk
 from tests.fakes.forge import forge, tiny_model
@@ -85,8 +86,11 @@ def assert_finished(desk: Desk) -> None:
     assert model.licenses == ("MIT",)
     assert load_policy(desk.store.paths.trust).highest("prod") == 2
     assert list(desk.store.paths.staging.iterdir()) == []
-    assert len(list(desk.store.paths.blobs.iterdir())) == 4  # weights, config, two layers
-    assert len(list(desk.store.paths.provenances.iterdir())) == 1
+    # Weights, config, two layers; and weights and config of the version before.
+    assert len(list(desk.store.paths.blobs.iterdir())) == 6
+    assert len(list(desk.store.paths.provenances.iterdir())) == 2
+    roll_back(model.name, desk.store)
+    assert desk.store.resolve(model.name).model_path.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("number", range(POINTS))
