@@ -72,9 +72,13 @@ uninstall: ## take it away again; models, configuration and keys stay
 	rm -f $(DESTDIR)/usr/lib/sysusers.d/satchel.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
 	rm -rf $(LIB) $(SHARE)/doc/satchel
 
-# Not part of `test`: it needs node and npm, which a machine without them cannot install offline.
-test-js: .venv/ready-for-tests ## the JavaScript clients of Ollama, OpenAI and Anthropic (needs node 20 and npm)
+# The clients, once; from then on `test-js` needs no network.
+tests/clients-js/node_modules/.ready: tests/clients-js/package-lock.json
 	cd tests/clients-js && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+# Not part of `test`: it needs node and npm, which a machine without them cannot install offline.
+test-js: .venv/ready-for-tests tests/clients-js/node_modules/.ready ## the JavaScript clients of Ollama, OpenAI and Anthropic (needs node 20 and npm)
 	PYTHONPATH=. $(BIN)/python -P tests/clients-js/run.py
 
 soak: .venv/ready-for-tests ## 50 loads and 10,000 requests against a real server; 1 if it grows (minutes)
