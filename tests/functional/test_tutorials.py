@@ -27,10 +27,10 @@ from tests.functional.live import LiveServer, put_model
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
 SKY = "Why is the sky blue?"
-TURN = {"role": "user", "content": SKY}
+TURN: Any = {"role": "user", "content": SKY}
 SHORT = {"temperature": 0, "num_predict": 12}
 WAIT_S = 120
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "get_current_weather",
@@ -229,7 +229,9 @@ def test_openai_python_does_all_it_can(url: str) -> None:
         stream = client.chat.completions.create(messages=turns, stream=True, max_tokens=12, **off)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         asked: Any = [{"role": "user", "content": "What is the weather in Lima?"}]
-        called = client.chat.completions.create(messages=asked, tools=[WEATHER], **off).choices[0]
+        called: Any = client.chat.completions.create(
+            messages=asked, tools=[WEATHER], **off
+        ).choices[0]
         assert called.finish_reason == "tool_calls"
         assert json.loads(called.message.tool_calls[0].function.arguments) == {"city": "Lima"}
         schema: Any = {
@@ -245,7 +247,7 @@ def test_openai_python_does_all_it_can(url: str) -> None:
                 },
             },
         }
-        bound = client.chat.completions.create(
+        bound: Any = client.chat.completions.create(
             messages=[TURN], response_format=schema, max_tokens=40, **off
         )
         assert set(json.loads(bound.choices[0].message.content)) == {"blue"}
@@ -355,7 +357,7 @@ def test_what_aider_sends_through_its_library(url: str) -> None:
             "options": {**SHORT, "num_ctx": 1024}, "images": []}  # fmt: skip
     assert post(url, "/api/generate", body)["done"] is True
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
-        stream = client.chat.completions.create(
+        stream: Any = client.chat.completions.create(
             model="demo", messages=[TURN], stream=True, max_tokens=8, extra_body={"num_ctx": 1024},
             stream_options={"include_usage": True},
         )  # fmt: skip
