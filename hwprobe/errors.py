@@ -4,6 +4,7 @@ ProbeError
 ├── GgufError            a file is not the GGUF it claims to be
 ├── AdapterError         an adapter does not go with its model
 ├── ProjectorError       a projector does not go with its model
+├── DraftError           a draft model does not go with its model
 ├── EngineCheckError     the engine's child process crashed, hung or refused
 ├── DoesNotFitError      no candidate fits this machine
 └── QuantityError        a text is not a byte quantity
@@ -55,6 +56,10 @@ class AdapterError(ProbeError):
 
 class ProjectorError(ProbeError):
     """A projector is none, or does not go with its model; the message names what differs."""
+
+
+class DraftError(ProbeError):
+    """A draft model is none, or does not go with its model; the message names what differs."""
 
 
 class EngineCheckError(ProbeError):

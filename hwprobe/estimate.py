@@ -8,7 +8,7 @@ Pools are ``host``, ``gpu0``, ``gpu1``, … in the driver's order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from hwprobe.ggml_types import GGML_TYPES_BY_NAME
@@ -28,6 +28,7 @@ TOKENIZER: Final = "tokenizer"
 WORK: Final = "work space"
 PROGRAM: Final = "program"
 SAVED: Final = "saved prompts"
+DRAFT: Final = "draft model"
 UNCHECKED: Final = "allowance for an unchecked architecture"
 
 ENGINE_TERMS: Final = (WEIGHTS, TIED_COPY, KV_CACHE, STATE, COMPUTE)
@@ -199,7 +200,34 @@ def estimate(
             add(pool, UNCHECKED, int(UNCHECKED_SHARE * open_bytes))
     terms = [MemoryTerm(pool=key[0], name=key[1], size_bytes=size) for key, size in amounts.items()]
     terms += host_terms(profile, settings)
+    terms += _draft_terms(profile, settings, repacked)
     return MemoryEstimate(terms=tuple(term for term in terms if term.size_bytes))
+
+
+def _draft_terms(
+    profile: ModelProfile, settings: EngineSettings, repacked: frozenset[str]
+) -> tuple[MemoryTerm, ...]:
+    """All that a draft model takes beside its model, in one term per pool."""
+    if profile.draft is None:
+        return ()
+    need = estimate(profile.draft, draft_settings(settings, profile.draft), repacked=repacked)
+    sizes = {pool: need.total_bytes(pool) - need.term_bytes(PROGRAM, pool) for pool in need.pools}
+    return tuple(MemoryTerm(pool=pool, name=DRAFT, size_bytes=size) for pool, size in sizes.items())
+
+
+def draft_settings(settings: EngineSettings, draft: ModelProfile) -> EngineSettings:
+    """How a draft model is loaded beside a model with these settings.
+
+    It has the same sequences and as many cells, and all of it is on GPUs if any of the model is.
+    """
+    block = GGML_TYPES_BY_NAME["Q8_0"].block_size
+    whole_blocks = not (draft.key_length % block or draft.value_length % block)
+    return replace(
+        settings,
+        num_gpu=draft.block_count + 1 if settings.num_gpu else 0,
+        kv_type=settings.kv_type if whole_blocks else "f16",
+        saved_bytes=0,
+    )
 
 
 def host_terms(profile: ModelProfile, settings: EngineSettings) -> tuple[MemoryTerm, ...]:

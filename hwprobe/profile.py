@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
 from hwprobe.errors import GgufError
@@ -40,6 +40,7 @@ IDENTITY_FIELDS: Final = (
 )
 """What a signed profile and the profile of the file it describes must agree on."""
 
+_DRAFT = "draft"
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
 _INPUT_TENSORS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
 _POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type, llama.h
@@ -101,6 +102,7 @@ class ModelProfile:
         side_elements: activations of one token that run beside the residual stream.
         tied_twice: a tied embedding is stored again whatever its buffer.
         expert_bytes: of ``block_bytes``, what the experts of each block take; empty when unknown.
+        draft: the model that proposes its tokens, loaded beside it; ``None`` without one.
     """
 
     architecture: str
@@ -142,6 +144,7 @@ class ModelProfile:
     side_elements: int = 0
     tied_twice: bool = False
     expert_bytes: tuple[int, ...] = ()
+    draft: ModelProfile | None = None
 
     @property
     def pools(self) -> bool:
@@ -153,11 +156,17 @@ class ModelProfile:
         return not self.causal or self.pooling in {"mean", "cls", "rank"}
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of strings, integers, booleans, lists and ``None``; no floats."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
+        """A dictionary of strings, integers, booleans, lists and ``None``; no floats.
+
+        The draft model's is under ``draft``, if there is one.
+        """
+        record = {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(self)
+            if field.name != _DRAFT
+            for value in (getattr(self, field.name),)
         }
+        return record if self.draft is None else {**record, _DRAFT: self.draft.to_json()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ModelProfile:
@@ -174,6 +183,9 @@ class ModelProfile:
             if field.name not in record and field.default is not MISSING:
                 continue
             value = record.get(field.name)
+            if field.name == _DRAFT:
+                made[_DRAFT] = _draft(value)
+                continue
             if field.name not in record or not _fits(str(field.type), value):
                 raise GgufError(
                     offset=0,
@@ -357,6 +369,16 @@ def _pooling(metadata: Keys) -> str | None:
     if key not in metadata.header.metadata:
         return None
     return _POOLING.get(metadata.integer("pooling_type"), "none")
+
+
+def _draft(record: object) -> ModelProfile | None:
+    if record is None:
+        return None
+    if not isinstance(record, Mapping) or record.get(_DRAFT) is not None:
+        raise GgufError(
+            offset=0, expected="a model profile of a draft model", found=repr(record)[:80]
+        )
+    return ModelProfile.from_json(record)
 
 
 def _bad_record(name: str, expected: str, found: int) -> GgufError:

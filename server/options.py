@@ -77,6 +77,7 @@ OPTIONS: Mapping[str, Rule] = {
     "logit_bias": Rule(kind="bias"),
     "lora": Rule(kind="lora"),
     "speculate": Rule(kind="boolean"),
+    "draft_num_predict": Rule(kind="integer", at_least=-1),
 }
 """Every option that has an effect.
 
@@ -96,7 +97,6 @@ STRICT_FORMAT = "strict_format"
 
 UNUSED = frozenset(
     {
-        "draft_num_predict",
         "f16_kv",
         "logits_all",
         "low_vram",

@@ -25,6 +25,8 @@ class SamplingOptions:
         top_n_sigma: tokens more standard deviations below the likeliest are left out; 0 and less
             keep all.
         speculate: tokens may be computed before it is known that they come.
+        draft_num_predict: tokens that a draft model proposes in a step; negative for as many as
+            pay, 0 for none.
         logit_bias: pairs of token id and bias added to its logit.
         lora: pairs of an adapter's number and its scale; adapters that are not named count 0.
             ``None`` applies them as the model was loaded.
@@ -57,6 +59,7 @@ class SamplingOptions:
     logit_bias: tuple[tuple[int, float], ...] = ()
     lora: tuple[tuple[int, float], ...] | None = None
     speculate: bool = True
+    draft_num_predict: int = -1
 
 
 ConstraintKind = Literal["json", "json_schema", "regex", "lark", "gbnf"]

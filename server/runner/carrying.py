@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from server.runner.batching import Batching
@@ -26,8 +26,20 @@ class Cache(Sequences, Protocol):
 class Carrier:
     """Brings the cache, and the states outside it, to where batching believes them to be."""
 
-    def __init__(self, cache: Cache, batching: Batching) -> None:
-        """``batching`` is told what could not be kept or restored."""
+    def __init__(
+        self,
+        cache: Cache,
+        batching: Batching,
+        mirror: Callable[[Effect], None] = lambda _effect: None,
+    ) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            cache: the engine's.
+            batching: is told what could not be kept or restored.
+            mirror: gets every effect, for another cache with the same sequences.
+        """
+        self._mirror = mirror
         self._cache = cache
         self._batching = batching
         self._states = States(cache)
@@ -39,6 +51,7 @@ class Carrier:
             RuntimeError: the cache cannot be cut where batching believed that it can.
         """
         for effect in effects:
+            self._mirror(effect)
             match effect:
                 case Drop(sequence, start):
                     if not self._cache.remove(sequence, start):

@@ -140,10 +140,24 @@ class Generation:
         found = self._proposer.propose(self._sampler.forced(), ratio)
         return found[: max(self._most - self.sampled - 1, 0)]
 
-    def settle(self, *, proposed: int, right: int) -> None:
-        """Note how many of the tokens computed ahead were said."""
-        if self._proposer is not None:
-            self._proposer.settle(proposed=proposed, right=right)
+    def wants(self, ratio: float, most: int) -> int:
+        """Tokens to ask a draft model for; see `Proposer.wants`."""
+        if self._proposer is None or not self.sampled:
+            return 0
+        return max(min(self._proposer.wants(ratio), most, self._most - self.sampled - 1), 0)
+
+    def least_chance(self, ratio: float) -> float:
+        """How likely a draft must be right as a whole to be worth another token."""
+        return self._proposer.least_chance(ratio) if self._proposer is not None else 1.0
+
+    def take_draft(self) -> None:
+        """What is computed ahead next was drafted."""
+        assert self._proposer is not None
+        self._proposer.take_draft()
+
+    def settle(self, *, proposed: int, right: int) -> bool:
+        """Note how many of the tokens computed ahead were said; returns whether drafted."""
+        return self._proposer is not None and self._proposer.settle(proposed=proposed, right=right)
 
     def end(self, reason: DoneReason, *, last: Row | None = None) -> Row:
         """The last row of a request that ends from outside; ``last`` is its row of this step."""
@@ -175,6 +189,8 @@ class Generation:
             relaxed=self._relaxed,
             proposed=self._proposer.proposed if self._proposer else 0,
             accepted=self._proposer.accepted if self._proposer else 0,
+            drafted=self._proposer.drafted if self._proposer else 0,
+            confirmed=self._proposer.confirmed if self._proposer else 0,
         )
 
     def _ready_logprobs(self) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from server.runner import library
 from server.runner.batching import Batching
 from server.runner.carrying import Carrier
 from server.runner.chain import Candidates
+from server.runner.drafting import Drafter
 from server.runner.embedding import Job
 from server.runner.feed import TextFeed
 from server.runner.gaze import Gaze, shows_picture
@@ -28,6 +29,7 @@ from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
 from server.runner.saved import SavedStates
 from server.runner.sight import Picture
+from server.runner.speculating import Speculation
 from server.runner.turns import Scales, Turns
 from server.runner.work import Chunk, Limits
 
@@ -46,9 +48,19 @@ class Loop:
         slots: int,
         inbox: Inbox,
         send: Callable[[Step], None],
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``send`` is called once per step, in this thread."""
+        """Begin with nothing to do.
+
+        Args:
+            engine: the model.
+            slots: most requests at once.
+            inbox: what is asked.
+            send: called once per step, in this thread.
+            drafter: a draft model; ``None`` without one.
+            clock: in seconds.
+        """
         shape = engine.shape
         self.steps = 0
         self._engine = engine
@@ -68,7 +80,7 @@ class Loop:
         self._shows_hidden = False
         # A state or a window that has moved on cannot take rows back.
         exact = shape.divisible and not shape.window_tokens
-        self._most_proposed = MOST_PROPOSED if exact else 0
+        most_proposed = MOST_PROPOSED if exact else 0
         self._gaze = Gaze()
         self._pictures: dict[int, Mapping[int, Picture]] = {}
         self._batching = Batching(
@@ -78,7 +90,7 @@ class Loop:
                 context_tokens=shape.context_tokens,
                 sequences=shape.sequences,
                 batch_tokens=shape.batch_tokens,
-                proposed_tokens=self._most_proposed,
+                proposed_tokens=most_proposed,
                 divisible=shape.divisible,
                 can_slide=shape.can_shift,
                 checkpoints=not shape.divisible or shape.window_tokens > 0,
@@ -88,7 +100,12 @@ class Loop:
             saved=SavedStates(shape.saved_bytes),
             measure=engine.state_bytes,
         )
-        self._carrier = Carrier(engine, self._batching)
+        self._drafter = drafter
+        mirror = (lambda _effect: None) if drafter is None else drafter.obey
+        self._carrier = Carrier(engine, self._batching, mirror)
+        self._speculation = Speculation(
+            most=most_proposed, pace=self._pace, door=inbox, drafter=drafter
+        )
 
     def run(self) -> None:
         """Step until the inbox is closed."""
@@ -172,9 +189,7 @@ class Loop:
                     dry=arrival.dry,
                 ),
                 pieces=vocabulary,
-                proposer=Proposer(only_tokens(arrival.work.prompt))
-                if arrival.sampling.speculate
-                else None,
+                proposer=self._new_proposer(arrival),
                 relaxed=arrival.relaxed,
                 clock=self._clock,
             )
@@ -182,6 +197,15 @@ class Loop:
             self._pictures[request] = arrival.pictures
             generation.admitted(run.cached)
             self._generations[request] = generation
+
+    def _new_proposer(self, arrival: Arrival) -> Proposer | None:
+        if not arrival.sampling.speculate:
+            return None
+        return Proposer(
+            only_tokens(arrival.work.prompt),
+            drafts=None if self._drafter is None else self._drafter.new_odds(),
+            drafted_tokens=arrival.sampling.draft_num_predict,
+        )
 
     def _compute(self) -> list[Row] | None:
         """Decode one batch and sample from it; ``None`` if there was nothing to compute."""
@@ -315,20 +339,21 @@ class Loop:
                 break
             self._batching.confirm(request)
         if proposed:
-            self._generations[request].settle(proposed=len(proposed), right=right)
+            generation = self._generations[request]
+            self._speculation.settle(generation, proposed=len(proposed), right=right)
             self._carrier.apply(self._batching.retract(request))
 
     def _proposals(self) -> dict[int, tuple[int, ...]]:
         """What the next step may compute ahead; nothing while something is wrong."""
-        if not self._most_proposed or self._shrink or self._suspects:
+        if self._shrink or self._suspects:
             return {}
-        ratio = self._pace.ratio(self._batching.decoding)
-        return {
-            request: found
-            for request, run in self._batching.running.items()
-            if run.pending == 1 and run.active and request in self._generations
-            if (found := self._generations[request].propose(ratio))
-        }
+        batching = self._batching
+        return self._speculation.new_proposals(
+            batching.decoding,
+            batching.running,
+            self._generations,
+            sees=lambda request: bool(self._pictures.get(request)),
+        )
 
     def _sample_row(self, request: int, output: int) -> tuple[int, Row]:
         generation = self._generations[request]

@@ -76,6 +76,10 @@ class EngineLog:
         if self._line.endswith("\n"):
             self._flush()
 
+    def begin_model(self) -> None:
+        """What is reported from now on is another model's, and comes on top."""
+        self._computes = {}
+
     def last_errors(self) -> str:
         """The kept error lines as one, and forget them."""
         text = "; ".join(self.errors)

@@ -61,13 +61,14 @@ class Pace:
             rows = max(rows, decoding + LEAST_TOKENS)
         return max(min(rows, self._batch) - decoding, 1)
 
-    def ratio(self, decoding: int) -> float:
+    def ratio(self, decoding: int, made_s: float = 0.0) -> float:
         """What one more row costs of what it saves, if it spares a decoding row in a later step.
 
         The base of a step is shared by all who decode; 1 as long as it is not known.
+        ``made_s`` is what it takes to know which row.
         """
         row_s = 1 / self._rate
-        return row_s / (self._base_s / max(decoding, 1) + row_s)
+        return (row_s + made_s) / (self._base_s / max(decoding, 1) + row_s)
 
     def expect(self, decoding: int, prefill: int) -> float:
         """Seconds the next step will take, as far as is known."""

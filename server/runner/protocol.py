@@ -40,6 +40,7 @@ class Load:
     settings: EngineSettings
     adapters: tuple[tuple[str, float], ...] = ()
     projector: str = ""
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +223,8 @@ class Row:
         prompt_ids: on the last row: the prompt as the engine saw it (for ``context``).
         proposed: on the last row: tokens computed before it was known that they come.
         accepted: on the last row: of these, those that came.
+        drafted: on the last row: of those proposed, the draft model's.
+        confirmed: on the last row: of these, those that came.
         relaxed: on the last row: keywords of the schema that were not enforced.
         vectors: further vectors of an `Embed`, in the order of its texts.
         fault: this request was refused or broke; nothing follows for it.
@@ -241,6 +244,8 @@ class Row:
     prompt_ids: tuple[int, ...] = ()
     proposed: int = 0
     accepted: int = 0
+    drafted: int = 0
+    confirmed: int = 0
     relaxed: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
     fault: str | None = None

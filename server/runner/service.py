@@ -14,18 +14,24 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from hwprobe.draft import check_draft
+from hwprobe.errors import DraftError, GgufError
+from hwprobe.estimate import draft_settings
+from hwprobe.gguf import model_profile, read_header
 from server.errors import EngineRefusedError, LoadFailedError, RunnerCrashedError
 from server.runner import protocol
 from server.runner.chain import Dry
+from server.runner.drafting import Drafter
 from server.runner.gate import Gate
 from server.runner.grammar import Compiler
 from server.runner.inbox import PATIENCE_S, Arrival, Inbox
 from server.runner.lastwords import print_frames
 from server.runner.library import Engine
 from server.runner.loop import Loop
-from server.runner.native import tell_aborts
+from server.runner.native import LOG, tell_aborts
 from server.runner.pictures import only_tokens
 from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
@@ -61,6 +67,7 @@ class Service:
         self._gone = threading.Event()
         self._failed = False
         self._engine: Engine | None = None
+        self._draft: Engine | None = None
         self._inbox: Inbox | None = None
         self._loop: Loop | PoolingLoop | None = None
         self._preparing: Preparing | None = None
@@ -84,6 +91,8 @@ class Service:
             self._converse(engine, load, time.monotonic() - begin_s)
         finally:
             engine.close()
+            if self._draft is not None:
+                self._draft.close()
         return int(self._failed)
 
     def _load(self, load: protocol.Load) -> Engine:
@@ -96,13 +105,20 @@ class Service:
                 self._send(protocol.Progress(fraction=fraction))
             return not self._gone.is_set()
 
-        return Engine(
+        engine = Engine(
             model_path=Path(load.model_path),
             settings=load.settings,
             adapters=load.adapters,
             projector=Path(load.projector) if load.projector else None,
             on_progress=on_progress,
         )
+        if load.draft:
+            try:
+                self._draft = open_draft(Path(load.draft), load)
+            except BaseException:
+                engine.close()
+                raise
+        return engine
 
     def _converse(self, engine: Engine, load: protocol.Load, load_s: float) -> None:
         loop: Loop | PoolingLoop
@@ -112,8 +128,14 @@ class Service:
         else:
             # A running state cannot go back to before an aborted step: others would begin anew.
             patience_s = PATIENCE_S if engine.shape.divisible else math.inf
-            inbox = Inbox(engine.abort, engine.rearm, patience_s=patience_s)
-            loop = Loop(engine, slots=load.settings.slots, inbox=inbox, send=self._send)
+            inbox = Inbox(self._abort(engine), self._rearm(engine), patience_s=patience_s)
+            loop = Loop(
+                engine,
+                slots=load.settings.slots,
+                inbox=inbox,
+                send=self._send,
+                drafter=self._new_drafter(engine),
+            )
         compiler = Compiler(engine.vocabulary)
         self._preparing = Preparing(
             lambda command: prepare(engine, command, compiler),
@@ -138,6 +160,18 @@ class Service:
             loop.run()
         finally:
             loop.close()
+
+    def _new_drafter(self, engine: Engine) -> Drafter | None:
+        if self._draft is None:
+            return None
+        return Drafter(self._draft, vocabulary_size=engine.shape.vocabulary_size)
+
+    def _abort(self, engine: Engine) -> Callable[[], None]:
+        """What stops a running decode, of whichever model."""
+        return engine.abort if self._draft is None else each(engine.abort, self._draft.abort)
+
+    def _rearm(self, engine: Engine) -> Callable[[], None]:
+        return engine.rearm if self._draft is None else each(engine.rearm, self._draft.rearm)
 
     def _read(self) -> None:
         """The I/O thread."""
@@ -222,6 +256,34 @@ class Service:
             self._gone.set()
             if self._inbox is not None:
                 self._inbox.close()
+
+
+def each(*calls: Callable[[], None]) -> Callable[[], None]:
+    """All of them as one."""
+
+    def call() -> None:
+        for one in calls:
+            one()
+
+    return call
+
+
+def open_draft(path: Path, load: protocol.Load) -> Engine:
+    """Open a draft model beside the model that ``load`` names.
+
+    Raises:
+        LoadFailedError: it does not go with the model, or the engine refused it.
+    """
+    try:
+        header = read_header(path)
+        check_draft(header, read_header(Path(load.model_path)))
+        settings = draft_settings(load.settings, model_profile(header))
+    except (DraftError, GgufError) as error:
+        raise LoadFailedError(str(error), hint=error.hint) from error
+    except OSError as error:
+        raise LoadFailedError(f"draft: cannot be read: {error.strerror}") from error
+    LOG.begin_model()
+    return Engine(model_path=path, settings=settings)
 
 
 def prepare(

@@ -45,6 +45,7 @@ class Driver:
         model: Path = DEMO,
         load: bool = True,
         projector: Path | None = None,
+        draft: Path | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
@@ -70,6 +71,7 @@ class Driver:
                     model_path=str(model),
                     settings=engine or settings(),
                     projector=str(projector or ""),
+                    draft=str(draft or ""),
                 )
             )
             self.until(lambda: self.ready is not None or self.failed is not None)
