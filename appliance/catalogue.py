@@ -193,6 +193,7 @@ class Catalogue:
             messages=parse_messages(messages[-1]) if messages else (),
             adapters=self._files(image, "adapter"),
             projectors=self._files(image, "projector"),
+            drafts=self._files(image, "draft"),
             config=parse_config(self._text(image.config)) if image.config else {},
             provenance=origin.provenance,
             creation=origin.creation,

@@ -116,6 +116,7 @@ class ModelConfig:
     num_gpu: int | None = None
     num_thread: int = 0
     output_format: str = ""
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from appliance.material import (
     LARGE,
     LargeFile,
     check_adapter,
+    check_draft_model,
     in_order,
     put_together,
     read_sent,
@@ -53,7 +54,7 @@ from appliance.uploads import renew
 from appliance.workplace import Workplace, workplace
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.name import ModelName
-from hwprobe.gguf import ModelProfile
+from hwprobe.gguf import GgufHeader, ModelProfile
 
 Tell = Callable[[Mapping[str, Any]], None]
 """Is told of each step in Ollama's words."""
@@ -191,8 +192,18 @@ class _Making:
         if any(file.kind != "adapter" for file in adapters):
             raise RequestError("adapters: expected a LoRA adapter in GGUF form, found another file")
         return put_together(
-            self.base.files() if self.base else (), (*self._merged(sent), *adapters)
+            self.base.files() if self.base else (),
+            (*self._merged(sent), *adapters, *self._drafts()),
         )
+
+    def _drafts(self) -> list[LargeFile]:
+        """The draft model that was sent, if one was."""
+        if len(self.request.drafts) > 1:
+            raise RequestError("only one draft model is supported")
+        sent = [self._sent(name, digest) for name, digest in self.request.drafts]
+        if any(file.kind != "model" or file.shard for file in sent):
+            raise RequestError("draft_files: expected a model in one GGUF file, found another")
+        return [replace(file, kind="draft") for file in sent]
 
     def _sent(self, name: str, digest_text: str) -> LargeFile:
         digest = Digest.parse(digest_text)
@@ -239,6 +250,9 @@ class _Making:
         for file in rest:
             if file.kind == "adapter" and (file.new or model.new):
                 check_adapter(self.place.path(file.digest), profile)
+        rest = [
+            self._checked_draft(file, header) if file.kind == "draft" else file for file in rest
+        ]
         wanted = self.request.quantize
         wanted = weights.read_quantization(wanted) if wanted else ""
         if model.new:
@@ -248,6 +262,21 @@ class _Making:
         if wanted and wanted != profile.quantization:
             model, profile = self._quantized(model, profile, wanted)
         return (model, *rest), profile
+
+    def _checked_draft(self, file: LargeFile, model: GgufHeader) -> LargeFile:
+        """The draft model as it will be stored, if it goes with the weights."""
+        path = self.place.path(file.digest)
+        check_draft_model(path, model)
+        header, profile = read_weights(path, "draft")
+        if file.new:
+            self.tell({"status": "validating GGUF model"})
+            weights.check_layout(header, "draft")
+            weights.check_engine(path, header, profile)
+        wanted = self.request.draft_quantize
+        wanted = weights.read_quantization(wanted) if wanted else ""
+        if file.new and wanted and wanted != profile.quantization:
+            file, _profile = self._quantized(file, profile, wanted)
+        return file
 
     def _quantized(
         self, model: LargeFile, profile: ModelProfile, wanted: str
@@ -263,7 +292,7 @@ class _Making:
             self.tell({"status": status, "digest": _NO_DIGEST, "total": total, "completed": done})
 
         advance(0)
-        target = self.place.directory / "quantized.gguf"
+        target = self.place.directory / f"quantized-{model.kind}.gguf"
         source = self.place.path(model.digest)
         weights.quantize(
             source, profile, target, wanted, threads=self.shop.threads, advance=advance

@@ -38,7 +38,8 @@ class CreateRequest:
         base: an installed model to start from, or empty.
         files: pairs of file name and digest of blobs that are here: weights, projectors.
         adapters: likewise: one LoRA adapter.
-        quantize: name of a quantization, or empty.
+        drafts: likewise: one small model that proposes tokens.
+        quantize: name of a quantization, or empty; ``draft_quantize`` for the draft model.
         template: replaces the base's unless ``None``; so do the following.
         system: the system message.
         renderer: name of a built-in prompt renderer.
@@ -54,7 +55,9 @@ class CreateRequest:
     base: str = ""
     files: tuple[tuple[str, str], ...] = ()
     adapters: tuple[tuple[str, str], ...] = ()
+    drafts: tuple[tuple[str, str], ...] = ()
     quantize: str = ""
+    draft_quantize: str = ""
     template: str | None = None
     system: str | None = None
     renderer: str | None = None
@@ -68,7 +71,7 @@ class CreateRequest:
     @property
     def brings_weights(self) -> bool:
         """Whether it holds weights that no installed model has."""
-        return bool(self.files or self.adapters)
+        return bool(self.files or self.adapters or self.drafts)
 
     @property
     def target(self) -> ModelName:
@@ -88,7 +91,7 @@ class CreateRequest:
         """Read what `to_json` made."""
         pairs = {
             name: tuple((str(one), str(two)) for one, two in value[name])
-            for name in ("files", "adapters", "messages")
+            for name in ("files", "adapters", "drafts", "messages")
         }
         return cls(**{**value, **pairs, "licenses": tuple(value["licenses"])})
 

@@ -43,7 +43,7 @@ Tell = Callable[[Mapping[str, Any]], None]
 Form = Literal["gguf", "ollama", "oci"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-_LARGE = ("model", "projector", "adapter")
+_LARGE = ("model", "projector", "draft", "adapter")
 _MAX_INDEX_BYTES = 16 << 20
 _WAIT_S = 60.0
 

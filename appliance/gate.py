@@ -70,7 +70,7 @@ def check_weights(path: Path, artifact: Artifact, variant: Variant) -> None:
 
 
 def check_companion(path: Path, artifact: Artifact, variant: Variant) -> None:
-    """Read the header of a staged projector or adapter and compare it with what was signed.
+    """Read the header of a staged file beside the weights and compare it with what was signed.
 
     Raises:
         UnusableModelError: it is no GGUF, or not the one the statement describes.
@@ -93,10 +93,11 @@ def check_companion(path: Path, artifact: Artifact, variant: Variant) -> None:
 
 
 def companions(manifest: Manifest, variant: Variant) -> tuple[tuple[str, Artifact], ...]:
-    """Kinds of layer and artifacts that go with a variant: its projector and its adapters."""
-    projector = () if variant.projector is None else (("projector", variant.projector),)
-    adapters = (("adapter", digest) for digest in variant.adapters)
-    return tuple((kind, manifest.artifact(digest)) for kind, digest in (*projector, *adapters))
+    """Kinds of layer and artifacts that go with a variant: projector, draft model and adapters."""
+    optional = (("projector", variant.projector), ("draft", variant.draft))
+    pairs = [(kind, digest) for kind, digest in optional if digest is not None]
+    pairs += [("adapter", digest) for digest in variant.adapters]
+    return tuple((kind, manifest.artifact(digest)) for kind, digest in pairs)
 
 
 def check_image(

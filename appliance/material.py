@@ -8,10 +8,11 @@ from pathlib import Path
 from appliance.creation import media_type
 from appliance.errors import RequestError, UnusableModelError, store_io
 from bundler.format.digest import Descriptor, Digest
-from hwprobe.errors import GgufError
+from hwprobe.draft import check_draft
+from hwprobe.errors import DraftError, GgufError
 from hwprobe.gguf import GgufHeader, ModelProfile, model_profile, read_header
 
-LARGE = ("model", "projector", "adapter")
+LARGE = ("model", "projector", "draft", "adapter")
 """Kinds of layer that are GGUF files, in the order a manifest has them."""
 
 _MAGIC = b"GGUF"
@@ -23,7 +24,7 @@ class LargeFile:
     """One large file of a model.
 
     Attributes:
-        kind: ``model``, ``projector`` or ``adapter``.
+        kind: ``model``, ``projector``, ``draft`` or ``adapter``.
         digest: of its bytes.
         size_bytes: its size.
         new: no installed model brought it.
@@ -132,6 +133,18 @@ def check_adapter(path: Path, profile: ModelProfile) -> None:
         raise UnusableModelError(
             f"adapter: expected one for {profile.architecture}, found one for {architecture}"
         )
+
+
+def check_draft_model(path: Path, model: GgufHeader) -> None:
+    """Refuse a draft model that does not go with a model.
+
+    Raises:
+        UnusableModelError: it does not.
+    """
+    try:
+        check_draft(read_gguf(path, "draft"), model)
+    except (DraftError, GgufError) as error:
+        raise UnusableModelError(str(error)) from error
 
 
 def put_together(base: tuple[LargeFile, ...], sent: tuple[LargeFile, ...]) -> tuple[LargeFile, ...]:

@@ -125,6 +125,7 @@ class InstalledModel:
         licenses: full texts.
         messages: pairs of role and text that open every conversation.
         adapters: LoRA files, and ``projectors`` multimodal ones.
+        drafts: small models that propose tokens; the first is used.
         config: Ollama's config blob: ``model_family``, ``model_type``, ``file_type`` and so on.
         provenance: the signed bundle that it, or the model it was made from, came in.
         creation: that it was made here, and of what.
@@ -145,6 +146,7 @@ class InstalledModel:
     projectors: tuple[Path, ...]
     config: Mapping[str, Any]
     provenance: Provenance | None
+    drafts: tuple[Path, ...] = ()
     creation: Creation | None = None
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Gathered:
         base: a model's name, or empty.
         files: weights and projectors by the name they are sent under.
         adapters: LoRA adapters likewise.
+        drafts: a draft model likewise.
         blobs: digests of files the server is expected to have, by name.
     """
 
@@ -36,10 +37,12 @@ class Gathered:
     files: Mapping[str, Path]
     adapters: Mapping[str, Path]
     blobs: Mapping[str, str]
+    drafts: Mapping[str, Path] = field(default_factory=dict)
+    draft_blobs: Mapping[str, str] = field(default_factory=dict)
 
 
 def gather(modelfile: Modelfile, directory: Path) -> Gathered:
-    """Find what FROM and ADAPTER name: files if they are there, else blobs and models.
+    """Find what FROM, ADAPTER and DRAFT name: files if they are there, else blobs and models.
 
     Args:
         modelfile: the file.
@@ -48,8 +51,6 @@ def gather(modelfile: Modelfile, directory: Path) -> Gathered:
     Raises:
         RequestError: a path has no weights, or a name is none.
     """
-    if modelfile.drafts:
-        raise RequestError("DRAFT: draft models are not used here")
     base = ""
     files: list[Path] = []
     blobs: dict[str, str] = {}
@@ -65,7 +66,22 @@ def gather(modelfile: Modelfile, directory: Path) -> Gathered:
     adapters = [
         one for value in modelfile.adapters[-1:] for one in _weights(_path(value, directory))
     ]
-    return Gathered(base=base, files=_named(files), adapters=_named(adapters), blobs=blobs)
+    drafts: list[Path] = []
+    draft_blobs: dict[str, str] = {}
+    for value in modelfile.drafts[-1:]:
+        match = _BLOB.fullmatch(value)
+        if match and not _path(value, directory).exists():
+            draft_blobs[f"{match[1]}.gguf"] = f"sha256:{match[1]}"
+        else:
+            drafts += _weights(_path(value, directory))
+    return Gathered(
+        base=base,
+        files=_named(files),
+        adapters=_named(adapters),
+        blobs=blobs,
+        drafts=_named(drafts),
+        draft_blobs=draft_blobs,
+    )
 
 
 def _path(value: str, directory: Path) -> Path:
@@ -121,6 +137,7 @@ def request_of(
     *,
     model: str,
     quantize: str,
+    draft_quantize: str = "",
 ) -> dict[str, Any]:
     """The body of ``/api/create``.
 
@@ -130,6 +147,7 @@ def request_of(
         digests: of every file, as sent.
         model: what the model is to be called.
         quantize: a quantization, or empty.
+        draft_quantize: likewise, of the draft model.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -137,7 +155,10 @@ def request_of(
         "files": {name: digests[path] for name, path in gathered.files.items()}
         | dict(gathered.blobs),
         "adapters": {name: digests[path] for name, path in gathered.adapters.items()},
+        "draft_files": {name: digests[path] for name, path in gathered.drafts.items()}
+        | dict(gathered.draft_blobs),
         "quantize": quantize,
+        "draft_quantize": draft_quantize,
         "template": modelfile.template,
         "system": modelfile.system,
         "renderer": modelfile.renderer,
@@ -157,12 +178,13 @@ def contents_of(model: InstalledModel, named: Callable[[Path], str]) -> Modelfil
 
     Args:
         model: the model.
-        named: what FROM and ADAPTER say for a file.
+        named: what FROM, ADAPTER and DRAFT say for a file.
     """
     requires = _config_text(model, "requires")
     return Modelfile(
         from_=tuple(named(path) for path in (model.model_path, *model.projectors)),
         adapters=tuple(named(path) for path in model.adapters),
+        drafts=tuple(named(path) for path in model.drafts[:1]),
         parameters=tuple(_parameters(model.parameters)),
         template=model.template,
         system=model.system or None,

@@ -433,6 +433,11 @@ MODEL_SETTINGS: tuple[Setting, ...] = (
         meaning="how the model writes reasoning and tool calls, see docs/http-api.md; empty lets "
         "its template decide",
     ),
+    _row(
+        "model", "draft", "", _text,
+        meaning="an installed model of the same vocabulary that proposes tokens, or off; empty "
+        "takes the draft model that the model brings, if any",
+    ),
 )  # fmt: skip
 """The settings of each ``[model."name"]`` table."""
 

@@ -58,7 +58,8 @@ class Packed:
 def with_material(request: PackRequest, material: Material) -> PackRequest:
     """A request for what a source gave; what was given beside it stands in its place."""
     own = material.image
-    if request.layers or request.projector or request.adapters or request.modelfile:
+    beside = request.projector or request.draft or request.adapters
+    if request.layers or beside or request.modelfile:
         own = None  # another model than the source's, so another id
     return replace(
         request,
@@ -185,7 +186,7 @@ class _Storing:
     sources: Sources | None
 
     def companion(self, path: Path) -> Artifact:
-        """Store a projector or an adapter, once for all variants."""
+        """Store a projector, a draft model or an adapter, once for all variants."""
         file = open_companion(path)
         size_bytes = path.stat().st_size
         return self._store(path, file.cuts, file.facts, f"storing {path.name[:24]}", size_bytes)

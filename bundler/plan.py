@@ -46,6 +46,7 @@ class PackRequest:
         reproducible: whether that time was given rather than taken from the clock.
         origin: where the source came from, for the statement.
         projector: a multimodal projector that goes with every variant.
+        draft: a small model that proposes tokens, for every variant.
         adapters: LoRA adapters that go with every variant.
         roots: envelopes of the chain of trust roots, from version 1; often none.
         against: what the target holds already; only the rest is packed.
@@ -75,6 +76,7 @@ class PackRequest:
     reproducible: bool = False
     origin: Source | None = None
     projector: Path | None = None
+    draft: Path | None = None
     adapters: tuple[Path, ...] = ()
     roots: tuple[bytes, ...] = ()
     against: Against | None = None
@@ -89,9 +91,9 @@ class PackRequest:
 
     @property
     def companions(self) -> tuple[Path, ...]:
-        """The large files that go with every variant, the projector first."""
-        projector = () if self.projector is None else (self.projector,)
-        return (*projector, *self.adapters)
+        """The large files that go with every variant: projector, draft model, adapters."""
+        optional = tuple(one for one in (self.projector, self.draft) if one is not None)
+        return (*optional, *self.adapters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

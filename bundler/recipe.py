@@ -46,6 +46,7 @@ def _beside(request: PackRequest) -> dict[str, Any]:
     return {
         "origin": [request.origin.uri, request.origin.revision] if request.origin else [],
         "projector": str(source_digest(request.projector, silent)) if request.projector else "",
+        "draft": str(source_digest(request.draft, silent)) if request.draft else "",
         "adapters": [str(source_digest(path, silent)) for path in request.adapters],
         "root": len(request.roots),
         "against": str(request.against.digest) if request.against else "",

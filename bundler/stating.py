@@ -43,7 +43,7 @@ def make_statement(
         request: what was asked for.
         recipe: digest over everything that decided the content.
         stored: variants and their weights, in the order they were packed.
-        companions: large files that go with every variant, the projector first.
+        companions: large files that go with every variant, in the request's order.
         sink: where small files go.
         objects: files the target must hold, by number; with any, the bundle is a delta.
     """
@@ -58,13 +58,15 @@ def make_statement(
     # More bits are closer to what was trained: the larger of two that fit is preferred.
     ranked = sorted(stored, key=lambda pair: pair[1].size_bytes)
     digests = [artifact.digest for artifact in companions]
-    projector = digests[0] if request.projector else None
+    projector = digests.pop(0) if request.projector else None
+    draft = digests.pop(0) if request.draft else None
     variants = {
         variant.id: replace(
             variant,
             prefer=10 * (rank + 1),
             projector=projector,
-            adapters=tuple(digests[bool(projector) :]),
+            draft=draft,
+            adapters=tuple(digests),
         )
         for rank, (variant, _) in enumerate(ranked)
     }

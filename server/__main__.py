@@ -161,6 +161,7 @@ def _run(
         store,
         go_templates=config.server.go_template,
         output_format=lambda name: config.model(name).output_format,
+        draft=lambda name: config.model(name).draft,
     )
     planner = Planner(config=config, machines=Machines(inventory))
     answerer = Answerer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from server.errors import (
 )
 from server.output.detect import Detected
 from server.prompt.choice import Choice, GoTemplates, choose
+
+NO_DRAFT = "off"
+"""What the operator writes where a model is not to be drafted for."""
 
 LOG = logging.getLogger("satchel.server")
 
@@ -62,12 +65,16 @@ class Traits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """An installed model with its traits, the template of its prompts, and how it writes."""
+    """An installed model with its traits, the template of its prompts, and how it writes.
+
+    ``draft`` is a small model that proposes its tokens; ``None`` without one.
+    """
 
     installed: InstalledModel
     traits: Traits
     template: Choice
     output: Detected
+    draft: Path | None = None
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -84,9 +91,9 @@ class ServedModel:
 
     @property
     def key(self) -> str:
-        """What a runner is shared by: the weights, the adapters and the projector."""
-        eyes = () if self.projector is None else (self.projector,)
-        beside = (path.name for path in (*self.installed.adapters, *eyes))
+        """What a runner is shared by: the weights and all that is loaded beside them."""
+        optional = tuple(path for path in (self.projector, self.draft) if path is not None)
+        beside = (path.name for path in (*self.installed.adapters, *optional))
         return "+".join((self.installed.model_path.name, *beside))
 
     @property
@@ -121,6 +128,7 @@ class Catalogue:
         *,
         go_templates: GoTemplates = "auto",
         output_format: Callable[[ModelName], str] = _no_format,
+        draft: Callable[[ModelName], str] = _no_format,
     ) -> None:
         """Take the store, and what the operator decided.
 
@@ -128,10 +136,13 @@ class Catalogue:
             store: where the models are.
             go_templates: whether TEMPLATE layers are used.
             output_format: how a model writes reasoning and calls; empty lets its template decide.
+            draft: the model whose weights propose a model's tokens, ``off`` for none; empty takes
+                what the model brings.
         """
         self.store = store
         self._go_templates = go_templates
         self._output_format = output_format
+        self._draft = draft
 
     def find(self, name: ModelName) -> ServedModel | None:
         """The model of this name, whatever its case; ``None`` if there is none.
@@ -165,7 +176,21 @@ class Catalogue:
         return tuple(models)
 
     def _served(self, model: InstalledModel) -> ServedModel:
-        return served(model, self._go_templates, self._output_format(model.name))
+        found = served(model, self._go_templates, self._output_format(model.name))
+        return replace(found, draft=None if found.traits.embeds else self._draft_of(model))
+
+    def _draft_of(self, model: InstalledModel) -> Path | None:
+        wanted = self._draft(model.name)
+        if not wanted:
+            return next(iter(model.drafts), None)
+        if wanted == NO_DRAFT:
+            return None
+        try:
+            return self.store.resolve(ModelName.parse(wanted)).model_path
+        except (AppError, FormatError) as error:
+            raise LoadFailedError(
+                f"{model.name.short()}: draft: {error}", hint='set draft = "off" for this model'
+            ) from error
 
 
 def served(

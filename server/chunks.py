@@ -28,6 +28,8 @@ class Usage:
         cached_tokens: of these, taken from the KV cache without computing.
         completion_tokens: tokens generated.
         reasoning_tokens: of these, those whose text was reasoning.
+        drafted_tokens: tokens that a draft model proposed and that were computed.
+        draft_tokens_accepted: of these, those that were said.
         load_s: seconds the request waited for the model to load.
         prompt_s: seconds from the first prompt token computed to the first token sampled.
         eval_s: seconds from there to the last token.
@@ -38,6 +40,8 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    drafted_tokens: int = 0
+    draft_tokens_accepted: int = 0
     load_s: float = 0.0
     prompt_s: float = 0.0
     eval_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,17 @@ from types import TracebackType
 from typing import Self
 
 from hwprobe import errors as probe_errors
+from hwprobe.errors import GgufError
+from hwprobe.estimate import draft_settings
+from hwprobe.gguf import model_profile, read_header
 from hwprobe.placement import Placement, Wish
 from hwprobe.settings import EngineSettings
 from server.coroner import Coroner
-from server.errors import DoesNotFitError
+from server.errors import DoesNotFitError, LoadFailedError
 from server.residents import Choice
 from server.runner.process import Runner
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +48,11 @@ class Demand:
 
     Attributes:
         name: for display, as ``ps`` shows it.
-        key: digest of the weights, the adapters and the projector; one runner serves one key.
+        key: digests of the weights and of all loaded beside them; one runner serves one key.
         model_path: the GGUF file.
         adapters: LoRA files and their scales.
         projector: what shows it images; ``None`` without one.
+        draft: a model that proposes its tokens; ``None`` without one.
         plan: places the model when so many bytes per pool are taken; raises
             `hwprobe.errors.DoesNotFitError`.
         wish: the same wish that ``plan`` places with.
@@ -60,6 +67,7 @@ class Demand:
     wish: Wish = field(default_factory=Wish)
     adapters: tuple[tuple[str, float], ...] = ()
     projector: Path | None = None
+    draft: Path | None = None
     keep_alive_s: float | None = None
     pinned: bool = False
 
@@ -139,6 +147,33 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def tested_draft(
+    demand: Demand,
+    settings: EngineSettings,
+    check: Callable[[Path, EngineSettings], EngineSettings],
+) -> Path | None:
+    """The draft model, if the engine runs it here as it would be loaded; else one line tells.
+
+    Args:
+        demand: what is loaded.
+        settings: of the model.
+        check: the self-test; returns safer settings where these fail.
+    """
+    if demand.draft is None:
+        return None
+    try:
+        wanted = draft_settings(settings, model_profile(read_header(demand.draft)))
+        if check(demand.draft, wanted) == wanted:
+            return demand.draft
+        reason = "the engine's self-test failed"
+    except (LoadFailedError, GgufError) as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    _LOG.warning("%s: serving without its draft model: %s", demand.name, reason)
+    return None
 
 
 def choices_for(

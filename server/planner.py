@@ -19,8 +19,15 @@ from pathlib import Path
 
 from appliance.config import Config
 from hwprobe.adapter import adapted, check_adapter
+from hwprobe.draft import check_draft, drafted
 from hwprobe.engine import checked_settings
-from hwprobe.errors import AdapterError, EngineCheckError, GgufError, ProjectorError
+from hwprobe.errors import (
+    AdapterError,
+    DraftError,
+    EngineCheckError,
+    GgufError,
+    ProjectorError,
+)
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.machine import Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
@@ -121,7 +128,7 @@ class Planner:
             keep_alive_s: what the request says, if anything.
 
         Raises:
-            LoadFailedError: an adapter or the projector of the model does not go with it.
+            LoadFailedError: an adapter, the projector or the draft does not go with the model.
         """
         table = self._config.model(model.installed.name)
         server = self._config.server
@@ -136,6 +143,7 @@ class Planner:
             model_path=model.installed.model_path,
             adapters=tuple((str(path), 1.0) for path in model.installed.adapters),
             projector=model.projector,
+            draft=model.draft,
             wish=wish,
             keep_alive_s=keep_alive_s,
         )
@@ -174,28 +182,34 @@ class Planner:
 
 
 def _profile(model: ServedModel) -> ModelProfile:
-    """What is to be placed: the model with its adapters and its projector."""
+    """What is to be placed: the model with all that is loaded beside it."""
     installed = model.installed
-    if not installed.adapters and model.projector is None:
+    if not installed.adapters and model.projector is None and model.draft is None:
         return installed.profile
     try:
-        return _together(installed.model_path, installed.adapters, model.projector)
-    except (AdapterError, ProjectorError, GgufError) as error:
+        return _together(installed.model_path, installed.adapters, model.projector, model.draft)
+    except (AdapterError, DraftError, ProjectorError, GgufError) as error:
         raise LoadFailedError(f"{installed.name.short()}: {error}", hint=error.hint) from error
     except OSError as error:
         raise LoadFailedError(f"{installed.name.short()}: cannot be read") from error
 
 
 @functools.lru_cache(maxsize=64)
-def _together(model_path: Path, adapters: tuple[Path, ...], projector: Path | None) -> ModelProfile:
+def _together(
+    model_path: Path, adapters: tuple[Path, ...], projector: Path | None, draft: Path | None
+) -> ModelProfile:
     """Cached by path: a blob's path holds its digest, and blobs never change."""
     header = read_header(model_path)
     headers = [read_header(path) for path in adapters]
     for one in headers:
         check_adapter(one, header)
     profile = adapted(model_profile(header), headers)
-    if projector is None:
-        return profile
-    eyes = read_header(projector)
-    check_projector(eyes, header)
-    return projected(profile, eyes)
+    if projector is not None:
+        eyes = read_header(projector)
+        check_projector(eyes, header)
+        profile = projected(profile, eyes)
+    if draft is not None:
+        small = read_header(draft)
+        check_draft(small, header)
+        profile = drafted(profile, small)
+    return profile

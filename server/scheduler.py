@@ -31,7 +31,14 @@ from server.errors import (
     RunnerCrashedError,
     ServerError,
 )
-from server.lease import Demand, Lease, LoadedModel, SchedulerLimits, choices_for
+from server.lease import (
+    Demand,
+    Lease,
+    LoadedModel,
+    SchedulerLimits,
+    choices_for,
+    tested_draft,
+)
 from server.residency import (
     STOPPING_TEXT,
     Choice,
@@ -301,6 +308,7 @@ class Scheduler:
         demand = slot.demand
         self._coroner.check_load(demand.key, slot.planned)
         settings = self._check(demand.model_path, slot.settings)
+        draft = tested_draft(demand, settings, self._check)
         self._refuse_at_the_end()
         runner = self._start_runner(
             protocol.Load(
@@ -308,6 +316,7 @@ class Scheduler:
                 settings=settings,
                 adapters=demand.adapters,
                 projector=str(demand.projector or ""),
+                draft=str(draft or ""),
             )
         )
         with self._changed:

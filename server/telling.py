@@ -86,6 +86,8 @@ def finish(
         cached_tokens=row.cached_tokens,
         completion_tokens=max(row.completion_tokens, len(outcome.generated)),
         reasoning_tokens=outcome.reasoning_tokens,
+        drafted_tokens=row.drafted,
+        draft_tokens_accepted=row.confirmed,
         load_s=load_s,
         prompt_s=row.prompt_s,
         eval_s=outcome.eval_s,

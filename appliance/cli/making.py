@@ -51,16 +51,18 @@ def create_command(
     quantize: Annotated[
         str, typer.Option("--quantize", "-q", metavar="TYPE", help="Quantize, such as Q4_K_M.")
     ] = "",
-    draft_quantize: Annotated[str, typer.Option("--draft-quantize", hidden=True)] = "",
+    draft_quantize: Annotated[
+        str, typer.Option("--draft-quantize", metavar="TYPE", help="Quantize the DRAFT model.")
+    ] = "",
     config: ConfigOption = None,
     host: HostOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Make a model from a Modelfile, through the server."""
-    if draft_quantize:
-        raise RequestError("--draft-quantize requires a DRAFT model")
     text, directory = _read(file)
     parsed = modelfile.parse(text)
+    if draft_quantize and not parsed.drafts:
+        raise RequestError("--draft-quantize requires a DRAFT model")
     for name in modelfile.deprecated(text):
         typer.echo(f"warning: parameter {name} is deprecated", err=True)
     client = server(load_config(config, None), host)
@@ -69,9 +71,17 @@ def create_command(
         gathered = gather(parsed, directory)
         digests = {
             path: _send(path, client, steps)
-            for path in (*gathered.files.values(), *gathered.adapters.values())
+            for named in (gathered.files, gathered.adapters, gathered.drafts)
+            for path in named.values()
         }
-        body = request_of(parsed, gathered, digests, model=model, quantize=quantize)
+        body = request_of(
+            parsed,
+            gathered,
+            digests,
+            model=model,
+            quantize=quantize,
+            draft_quantize=draft_quantize,
+        )
         for event in client.stream("/api/create", body):
             steps.tell(event)
     if json_:

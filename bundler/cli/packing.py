@@ -30,6 +30,8 @@ from bundler.source.local import open_adapter
 from bundler.source.ollama_store import default_stores
 from bundler.source.opening import Access, open_source
 from bundler.source.reference import Reference, RegistryReference
+from hwprobe.draft import check_draft
+from hwprobe.gguf import read_header
 from hwprobe.quantity import Bytes
 
 _FROM: Final = (
@@ -118,6 +120,9 @@ def pack(
     projector: Annotated[
         Path | None, typer.Option(help="Multimodal projector (mmproj) in GGUF.")
     ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="Small model of the same vocabulary that proposes tokens.")
+    ] = None,
     adapter: Annotated[
         list[Path] | None, typer.Option(help="LoRA adapter, GGUF or PEFT; may be repeated.")
     ] = None,
@@ -172,6 +177,7 @@ def pack(
         issued=issued,
         reproducible=reproducible,
         projector=projector,
+        draft=draft,
         adapters=tuple(adapter or ()),
         roots=inputs.root_chain(root),
         work=work or Path(tempfile.gettempdir()),
@@ -224,6 +230,8 @@ def _pack(
         open_adapter(path, material.weights, access.work, progress) for path in request.adapters
     )
     request = with_material(replace(request, adapters=adapters), material)
+    if request.draft is not None:
+        check_draft(read_header(request.draft), read_header(request.source))
     plan = make_plan(request, open_gguf(request.source).profile)
     digest = material.origin.digest
     if seq is None and digest is not None:

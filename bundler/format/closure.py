@@ -143,7 +143,6 @@ def refuse_reserved(manifest: Manifest) -> None:
         "encryption": manifest.encryption is not None,
         "rollback permission": manifest.rollback is not None,
         "parity": any(one.parity is not None for one in manifest.artifacts),
-        "draft model": any(one.draft is not None for one in variants),
         "acceptance prompts": any(one.acceptance is not None for one in variants),
         "media type": any(one.media != _KNOWN_MEDIA for one in manifest.artifacts),
     }

@@ -31,7 +31,7 @@ class GgufFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companion:
-    """A GGUF file that goes with a model and is none itself: a projector or an adapter."""
+    """A GGUF file beside a model's weights: a projector, a draft model or an adapter."""
 
     path: Path
     facts: GgufFacts
@@ -39,7 +39,7 @@ class Companion:
 
 
 def open_companion(path: Path) -> Companion:
-    """Read the header of a projector or an adapter.
+    """Read the header of a projector, a draft model or an adapter.
 
     Raises:
         GgufError: it is no GGUF file.

@@ -57,12 +57,10 @@ def read_create(fields: Fields) -> CreateRequest:
         raise BadRequestError("path: expected modelfile, or files that were sent as blobs")
     if fields.string("remote_host"):
         raise BadRequestError("remote_host: there are no remote models here")
-    if fields.values.get("draft_files"):
-        raise BadRequestError("draft_files: draft models are not used here")
-    if fields.string("draft_quantize"):
-        raise BadRequestError("--draft-quantize requires a DRAFT model")
     legacy = _legacy(name, fields.string("modelfile"))
     request = _overlaid(legacy, fields)
+    if request.draft_quantize and not request.drafts:
+        raise BadRequestError("--draft-quantize requires a DRAFT model")
     if not request.base and not request.files:
         raise BadRequestError("neither 'from' or 'files' was specified")
     return request
@@ -86,7 +84,9 @@ def _overlaid(legacy: CreateRequest, fields: Fields) -> CreateRequest:
         base=base or legacy.base,
         files=_blobs(fields, "files") or legacy.files,
         adapters=_blobs(fields, "adapters") or legacy.adapters,
+        drafts=_blobs(fields, "draft_files") or legacy.drafts,
         quantize=fields.string("quantize") or fields.string("quantization"),
+        draft_quantize=fields.string("draft_quantize"),
         template=template,
         system=fields.string("system") or legacy.system,
         renderer=fields.string("renderer") or legacy.renderer,
@@ -178,6 +178,17 @@ def _info(fields: Fields) -> dict[str, Any]:
     return info
 
 
+def _referred(instruction: str, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Blobs that a Modelfile text names; raises as `_legacy`."""
+    pairs = []
+    for value in values:
+        match = _BLOB_REFERENCE.fullmatch(value)
+        if match is None:
+            raise BadRequestError(f"{instruction} {value}: expected @sha256:DIGEST, found a path")
+        pairs.append((f"{match[1].lower()}.gguf", f"sha256:{match[1].lower()}"))
+    return tuple(pairs)
+
+
 def _legacy(name: str, text: str) -> CreateRequest:
     """What a Modelfile text says; it can name models and blobs, but no files.
 
@@ -190,8 +201,6 @@ def _legacy(name: str, text: str) -> CreateRequest:
         read = modelfile.parse(text)
     except (ModelfileError, FormatError) as error:
         raise BadRequestError(str(error)) from error
-    if read.drafts:
-        raise BadRequestError("DRAFT: draft models are not used here")
     base, files = "", []
     for value in read.from_:
         match = _BLOB_REFERENCE.fullmatch(value)
@@ -201,17 +210,12 @@ def _legacy(name: str, text: str) -> CreateRequest:
             raise BadRequestError(f"FROM {value}: expected a model or @sha256:DIGEST, found a path")
         else:
             base = value
-    adapters = []
-    for value in read.adapters[-1:]:
-        match = _BLOB_REFERENCE.fullmatch(value)
-        if match is None:
-            raise BadRequestError(f"ADAPTER {value}: expected @sha256:DIGEST, found a path")
-        adapters.append((f"{match[1].lower()}.gguf", f"sha256:{match[1].lower()}"))
     return CreateRequest(
         name=name,
         base=base,
         files=tuple(files),
-        adapters=tuple(adapters),
+        adapters=_referred("ADAPTER", read.adapters[-1:]),
+        drafts=_referred("DRAFT", read.drafts[-1:]),
         template=read.template,
         system=read.system,
         renderer=read.renderer,

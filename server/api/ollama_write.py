@@ -148,5 +148,7 @@ def _metrics(usage: Usage) -> Json:
         "prompt_eval_duration": nanoseconds(usage.prompt_s),
         "eval_count": usage.completion_tokens,
         "eval_duration": nanoseconds(usage.eval_s),
+        "draft_count": usage.drafted_tokens,  # ours
+        "draft_accepted_count": usage.draft_tokens_accepted,  # ours
     }
     return {name: value for name, value in metrics.items() if value}

@@ -87,7 +87,9 @@ ABSENT = "sha256:" + "0" * 64
         ({"model": "x", "from": "base", "remote_host": "http://h"},
          "remote_host: there are no remote models here"),
         ({"model": "x", "from": "base", "draft_files": {"d": ABSENT}},
-         "draft_files: draft models are not used here"),
+         f'd: blob "{ABSENT}" not found'),
+        ({"model": "x", "from": "base", "draft_files": {"c": ABSENT, "d": ABSENT}},
+         "only one draft model is supported"),
         ({"model": "x", "from": "base", "draft_quantize": "Q8_0"},
          "--draft-quantize requires a DRAFT model"),
         ({"model": "x", "files": {}}, "no files provided to convert"),
@@ -131,7 +133,7 @@ ABSENT = "sha256:" + "0" * 64
         ({"model": "x", "modelfile": "FROM base\nADAPTER ./lora.gguf"},
          "ADAPTER ./lora.gguf: expected @sha256:DIGEST, found a path"),
         ({"model": "x", "modelfile": "FROM base\nDRAFT small"},
-         "DRAFT: draft models are not used here"),
+         "DRAFT small: expected @sha256:DIGEST, found a path"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_400(server: LiveServer, body: dict[str, Any], text: str) -> None:

@@ -42,7 +42,7 @@ def typed(server: LiveServer, *words: str) -> int:
         ("FROM tiny\nADAPTER ./absent.gguf\n", "absent.gguf: no such file"),
         ("FROM empty\n", "no Modelfile or safetensors files found"),
         ("FROM escaping\n", "insecure path: out.gguf"),
-        ("FROM tiny\nDRAFT small\n", "DRAFT: draft models are not used here"),
+        ("FROM tiny\nDRAFT ./absent.gguf\n", "absent.gguf: no such file"),
         ("FROM nowhere\nSYSTEM x\n", "pull model manifest: file does not exist"),
         ("FROM notes.txt\n", "supplied file was not in GGUF format"),
     ],
