@@ -215,15 +215,8 @@ class TestTogether:
             assert sum(row.confirmed for row in rows) > 0
 
 
-class TestAdapting:
-    def test_a_draft_as_slow_as_the_model_is_soon_left_alone(self, twin: Driver) -> None:
-        """What it says is right, and yet it never pays."""
-        row = twin.generate(CHAT.format(QUESTIONS[0]), num_predict=120)
-
-        assert row.drafted <= 0.25 * row.completion_tokens
-
-    def test_its_memory_is_told(self, twin: Driver) -> None:
-        with Driver() as alone:
-            assert alone.ready is not None
-            assert twin.ready is not None
-            assert sum(twin.ready.memory.values()) > 1.8 * sum(alone.ready.memory.values())
+def test_its_memory_is_told(twin: Driver) -> None:
+    with Driver() as alone:
+        assert alone.ready is not None
+        assert twin.ready is not None
+        assert sum(twin.ready.memory.values()) > 1.8 * sum(alone.ready.memory.values())

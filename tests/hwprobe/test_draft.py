@@ -14,6 +14,7 @@ from hwprobe.estimate import DRAFT, PROGRAM, draft_settings, estimate
 from hwprobe.gguf import GgufHeader, ModelProfile, model_profile, read_header
 from hwprobe.settings import EngineSettings
 from tests.fakes.gguf_writer import write_tiny_llama
+from tests.fakes.random_models import write_random
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
 TOKENS = [f"token {number}" for number in range(300)]
@@ -50,8 +51,6 @@ def test_a_vocabulary_may_be_rounded_up(tmp_path: Path, extra: int) -> None:
           "gemma2.block_count": 1, "gemma2.embedding_length": 32, "gemma2.context_length": 64,
           "gemma2.attention.head_count": 2, "gemma2.feed_forward_length": 64},
          "draft: the draft model has a sliding window, and cannot take tokens back"),
-        ({"llama.ssm.conv_kernel": 4, "llama.ssm.inner_size": 64, "llama.ssm.state_size": 16},
-         "draft: the draft model keeps a running state, and cannot take tokens back"),
     ],
 )  # fmt: skip
 def test_others_are_refused(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
@@ -62,11 +61,14 @@ def test_others_are_refused(tmp_path: Path, changes: dict[str, Any], text: str) 
     assert str(caught.value) == text
 
 
-def test_a_model_that_cannot_take_tokens_back_takes_no_draft(tmp_path: Path) -> None:
-    state = {"llama.ssm.conv_kernel": 4, "llama.ssm.inner_size": 64, "llama.ssm.state_size": 16}
-    model = header(tmp_path / "m.gguf", **state)
+@pytest.mark.parametrize("kind", ["recurrent", "hybrid"])
+def test_a_running_state_goes_neither_way(tmp_path: Path, kind: str) -> None:
+    plain = header(tmp_path / "plain.gguf")
+    other = read_header(write_random(kind, tmp_path / "other.gguf"))
+    with pytest.raises(DraftError, match="draft: the draft model keeps a running state"):
+        check_draft(other, plain)
     with pytest.raises(DraftError, match="draft: the model keeps a running state"):
-        check_draft(header(tmp_path / "d.gguf"), model)
+        check_draft(plain, other)
 
 
 def together() -> tuple[ModelProfile, ModelProfile]:
