@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from hwprobe.estimate import HOST, gpu_pool
-from hwprobe.machine import Gpu, Machine
+from hwprobe.machine import Gpu, Machine, Memory
 
 _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
@@ -21,10 +22,6 @@ LARGE_HOST_RESERVE_SHARE: Final = 0.03
 """On a large host other services are larger too."""
 DRIFT_SHARE: Final = 0.02
 """Available memory moves by about this much within an hour on an idle machine."""
-HOST_ERROR_SHARE: Final = 0.02
-GPU_ERROR_SHARE: Final = 0.03
-LEAST_ERROR_BYTES: Final = 48 * _MIB
-"""Margin on a prediction: the error allowed to the estimate, and never less than this."""
 HEADLESS_GPU_RESERVE_BYTES: Final = 64 * _MIB
 DISPLAY_GPU_RESERVE_BYTES: Final = 384 * _MIB
 """A compositor takes memory in spikes."""
@@ -46,6 +43,23 @@ def pool_budgets(machine: Machine, reserved_bytes: Mapping[str, int]) -> dict[st
     }
 
 
+def given_back(memory: Memory, size_bytes: int) -> Memory:
+    """The memory as it would be if processes of ours gave back what they hold for themselves.
+
+    They are taken to be in this process's control groups. Mapped files count as available anyway.
+    """
+    groups = tuple(
+        replace(group, used_bytes=max(0, group.used_bytes - size_bytes)) for group in memory.cgroups
+    )
+    commit = memory.commit_bytes
+    return replace(
+        memory,
+        available_bytes=memory.available_bytes + size_bytes,
+        cgroups=groups,
+        commit_bytes=None if commit is None else commit + size_bytes,
+    )
+
+
 def host_reserve_bytes(machine: Machine) -> int:
     """What stays free on the host."""
     total = machine.memory.total_bytes
@@ -62,9 +76,3 @@ def gpu_reserve_bytes(gpu: Gpu) -> int:
     major = gpu.compute_capability[0] if gpu.compute_capability else 8
     context = next(size for lowest, size in _CONTEXT_BYTES if major >= lowest)
     return context + (DISPLAY_GPU_RESERVE_BYTES if gpu.display else HEADLESS_GPU_RESERVE_BYTES)
-
-
-def pool_margin_bytes(pool: str, need_bytes: int) -> int:
-    """Added to a predicted need before it is compared with the budget."""
-    share = HOST_ERROR_SHARE if pool == HOST else GPU_ERROR_SHARE
-    return max(LEAST_ERROR_BYTES, int(share * need_bytes))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from hwprobe.decoding import decoded, parsed
 from hwprobe.errors import DoesNotFitError, ProbeError
 from hwprobe.machine import Machine
+from hwprobe.margins import Margin
 from hwprobe.placement import place
 from hwprobe.profile import ModelProfile
 from hwprobe.report import (
@@ -135,6 +136,7 @@ def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
     return {
         "variant": candidate.variant,
         "prefer": candidate.prefer,
+        "margin": asdict(candidate.margin),
         "profile": candidate.profile.to_json(),
     }
 
@@ -165,8 +167,11 @@ def _candidate(value: object, where: str) -> Candidate:
     variant = record.get("variant")
     if not isinstance(variant, str):
         raise ProbeError(f"{where}.variant: expected a text, found {variant!r:.80}")
+    margin = decoded(Margin, record.get("margin") or {}, f"{where}.margin")
+    assert isinstance(margin, Margin)
     return Candidate(
         variant=variant,
+        margin=margin,
         prefer=_integer(record.get("prefer"), f"{where}.prefer"),
         profile=ModelProfile.from_json(_mapping(record.get("profile"), f"{where}.profile")),
     )

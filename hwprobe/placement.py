@@ -54,7 +54,8 @@ def place(
     if not candidates:
         raise DoesNotFitError("there is no variant to choose from")
     _check_wish(wish, candidates)
-    search = Search(machine, wish, pool_budgets(machine, reserved_bytes or {}))
+    margins = {one.profile: one.margin for one in candidates}
+    search = Search(machine, wish, pool_budgets(machine, reserved_bytes or {}), margins)
     ranked = sorted(candidates, key=_quality)
     rejected: dict[str, Rejection] = {}
     for floors in search.floor_levels():

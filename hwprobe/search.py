@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from hwprobe.budgets import pool_margin_bytes
 from hwprobe.estimate import HOST, estimate, gpu_pool, repacked_types
 from hwprobe.ggml_types import GGML_TYPES_BY_NAME
 from hwprobe.machine import Machine
+from hwprobe.margins import UNTRIED, Margin, margin_bytes
 from hwprobe.profile import ModelProfile
 from hwprobe.quantity import Bytes
 from hwprobe.settings import CONTEXT_PADDING_TOKENS, EngineSettings, KvType
@@ -54,7 +54,14 @@ class Floors:
 class Search:
     """One machine and one wish; asks the estimate, never the machine."""
 
-    def __init__(self, machine: Machine, wish: Wish, budgets: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        wish: Wish,
+        budgets: Mapping[str, int],
+        margins: Mapping[ModelProfile, Margin],
+    ) -> None:
+        self.margins = margins
         self.machine = machine
         self.wish = wish
         self.budgets = budgets
@@ -215,7 +222,8 @@ class Search:
         """Pool, need with margin, and budget of the first pool that is too small."""
         need = estimate(profile, settings, repacked=self.repacked)
         for pool in need.pools:
-            wanted = need.total_bytes(pool) + pool_margin_bytes(pool, need.total_bytes(pool))
+            size = need.total_bytes(pool)
+            wanted = size + margin_bytes(pool, size, self.margins.get(profile, UNTRIED))
             if wanted > self.budgets.get(pool, 0):
                 return pool, wanted, self.budgets.get(pool, 0)
         return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hwprobe.estimate import HOST, MemoryEstimate
+from hwprobe.margins import UNTRIED, Margin
 from hwprobe.profile import ModelProfile
 from hwprobe.quantity import Bytes
 from hwprobe.settings import EngineSettings, KvType
@@ -19,11 +20,13 @@ class Candidate:
         variant: its name, such as ``Q4_K_M``.
         profile: what it is.
         prefer: quality as measured by whoever packed it; higher is better and decides first.
+        margin: what earlier loads of it have taught.
     """
 
     variant: str
     profile: ModelProfile
     prefer: int = 0
+    margin: Margin = UNTRIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,12 +27,13 @@ from appliance.errors import AppError
 from appliance.layout import Paths
 from appliance.store import Store
 from appliance.uploads import UploadLimits
-from hwprobe.budgets import pool_budgets
+from hwprobe.calibrate import machine_identity
 from hwprobe.child import LIBRARY_VARIABLE
 from hwprobe.engine import engine_build_id, engine_info
 from hwprobe.errors import EngineCheckError, ProbeError, io_sentence
 from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
+from hwprobe.loads import Loads
 from hwprobe.machine import Machine
 from hwprobe.probing import probe_machine
 from hwprobe.variants import choose_variant
@@ -46,6 +47,7 @@ from server.catalogue import Catalogue
 from server.coroner import Coroner
 from server.desk import Desk
 from server.errors import ServerError
+from server.experience import Experience, private_bytes_of
 from server.jobs import Jobs
 from server.listener import (
     Listener,
@@ -140,8 +142,20 @@ def _run(
         build_id=engine_build,
         machine_id=" ".join((machine.cpu.model, *machine.cpu.features, *_gpu_names(machine))),
     )
+    machines = Machines(
+        inventory,
+        held_bytes=lambda: sum(private_bytes_of(pid) or 0 for pid in scheduler.pids),
+    )
+    experience = Experience(
+        loads=Loads(store.paths.engine, identity=engine_build),
+        calibration_folder=store.paths.engine,
+        identity=machine_identity(machine),
+        repacked=machines.repacked,
+    )
     scheduler = Scheduler(
-        budgets=pool_budgets(machine, {}),
+        budgets=machines.budgets({}),
+        experience=experience,
+        measure=machines.budgets,
         check=SelfTest(records),
         free_bytes=_free_gpu_bytes if machine.gpus else dict,
         coroner=Coroner(
@@ -163,7 +177,7 @@ def _run(
         output_format=lambda name: config.model(name).output_format,
         draft=lambda name: config.model(name).draft,
     )
-    planner = Planner(config=config, machines=Machines(inventory))
+    planner = Planner(config=config, machines=machines, experience=experience)
     answerer = Answerer(
         catalogue=catalogue,
         scheduler=scheduler,

@@ -14,6 +14,7 @@ from hwprobe.errors import GgufError
 from hwprobe.estimate import draft_settings
 from hwprobe.gguf import model_profile, read_header
 from hwprobe.placement import Placement, Wish
+from hwprobe.profile import ModelProfile
 from hwprobe.settings import EngineSettings
 from server.coroner import Coroner
 from server.errors import DoesNotFitError, LoadFailedError
@@ -58,6 +59,9 @@ class Demand:
         wish: the same wish that ``plan`` places with.
         keep_alive_s: ``None`` is the server's default.
         pinned: it never leaves to make room.
+        profile: what is placed; without it nothing is learned from its loads.
+        lesser: the next smaller way to load it, and what it gives up, for when the engine got no
+            memory; ``None`` when there is none.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Demand:
     draft: Path | None = None
     keep_alive_s: float | None = None
     pinned: bool = False
+    profile: ModelProfile | None = None
+    lesser: Callable[[EngineSettings], tuple[str, Choice] | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 Rules:
  * a request's option counts before the model's table in the configuration, and this before the
    server's; what nobody asks for is left to placement;
- * placement sees the machine as it was before our own runners took memory, and what they take;
+ * placement sees the machine as it would be without our own runners, measured now, and what they
+   are planned to take;
  * before a configuration is served for the first time, a child process tries it; if that crashes,
    a safer one is served, and one line on stderr says so.
 """
@@ -15,10 +16,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.config import Config
 from hwprobe.adapter import adapted, check_adapter
+from hwprobe.budgets import given_back, pool_budgets
 from hwprobe.draft import check_draft, drafted
 from hwprobe.engine import checked_settings
 from hwprobe.errors import (
@@ -28,22 +31,26 @@ from hwprobe.errors import (
     GgufError,
     ProjectorError,
 )
+from hwprobe.estimate import estimate, gpu_pool, repacked_types
 from hwprobe.gguf import ModelProfile, model_profile, read_header
-from hwprobe.machine import Machine
+from hwprobe.ladder import step_down
+from hwprobe.machine import Gpu, Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
 from hwprobe.projector import check_projector, projected
 from hwprobe.settings import EngineSettings, KvType
 from hwprobe.verdicts import EngineRecords
 from server.catalogue import ServedModel
 from server.errors import LoadFailedError
+from server.experience import Experience
+from server.residents import Choice
 from server.scheduler import Demand
 from server.wishes import LoadOptions
 
 LOG = logging.getLogger("satchel.server")
 
 SNAPSHOT_AGE_S = 5.0
-"""How old a snapshot of the machine may be while no model of ours is in memory. Taking one costs
-some milliseconds, with NVIDIA cards some tens."""
+"""How old a snapshot of the machine may be when a load is planned. Taking one costs some
+milliseconds, with NVIDIA cards some tens."""
 
 LEAST_VISION_CONTEXT = 2048
 """Tokens of context that a model with a projector has at least. Source: Ollama's scheduler."""
@@ -78,15 +85,24 @@ class SelfTest:
 
 
 class Machines:
-    """The machine as it is without our own runners."""
+    """The machine as it would be without our own runners, measured now."""
 
     def __init__(
         self,
         inventory: Callable[[], Machine],
         *,
+        held_bytes: Callable[[], int] = lambda: 0,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Take the first snapshot.
+
+        Args:
+            inventory: takes one.
+            held_bytes: host memory that our runners hold for themselves now.
+            now_s: monotonic seconds.
+        """
         self._inventory = inventory
+        self._held_bytes = held_bytes
         self._now_s = now_s
         self._lock = threading.Lock()
         self._snapshot = inventory()
@@ -97,23 +113,56 @@ class Machines:
         """How many logical processors there are."""
         return self._snapshot.cpu.allowed
 
-    def before(self, reserved_bytes: Mapping[str, int]) -> Machine:
-        """A snapshot from before the runners behind ``reserved_bytes`` took their memory.
+    @property
+    def repacked(self) -> frozenset[str]:
+        """Tensor types that the engine's build repacks here."""
+        return repacked_types(self._snapshot.cpu, self._snapshot.engine_variant)
 
-        While there are none it is taken anew now and then: other programs come and go.
+    def before(self, reserved_bytes: Mapping[str, int]) -> Machine:
+        """The machine as if the runners behind ``reserved_bytes`` had not taken their memory.
+
+        It is measured anew when the last snapshot is older than `SNAPSHOT_AGE_S`: other programs
+        come and go. Host memory of our runners is measured, too, so that what they have not
+        touched yet stays reserved for them. What they take of a GPU no driver tells per process
+        in every case, so a GPU never seems to have more than when it was idle.
         """
         with self._lock:
-            idle = not any(reserved_bytes.values())
-            if idle and self._now_s() - self._taken_s > SNAPSHOT_AGE_S:
-                self._snapshot = self._inventory()
+            if self._now_s() - self._taken_s > SNAPSHOT_AGE_S:
+                fresh = self._inventory()
+                memory = given_back(fresh.memory, self._held_bytes())
+                self._snapshot = replace(
+                    fresh, memory=memory, gpus=self._gpus(fresh, reserved_bytes)
+                )
                 self._taken_s = self._now_s()
             return self._snapshot
+
+    def budgets(self, reserved_bytes: Mapping[str, int]) -> Mapping[str, int]:
+        """What all models together may take; arguments are those of `before`."""
+        return pool_budgets(self.before(reserved_bytes), {})
+
+    def _gpus(self, fresh: Machine, reserved_bytes: Mapping[str, int]) -> tuple[Gpu, ...]:
+        if not any(reserved_bytes.values()):
+            return fresh.gpus
+        idle = {gpu.index: gpu.free_bytes for gpu in self._snapshot.gpus}
+        return tuple(
+            replace(
+                gpu,
+                free_bytes=min(
+                    idle.get(gpu.index, gpu.free_bytes),
+                    gpu.free_bytes + reserved_bytes.get(gpu_pool(gpu.index), 0),
+                ),
+            )
+            for gpu in fresh.gpus
+        )
 
 
 class Planner:
     """Makes the demands the scheduler is asked with."""
 
-    def __init__(self, *, config: Config, machines: Machines) -> None:
+    def __init__(
+        self, *, config: Config, machines: Machines, experience: Experience | None = None
+    ) -> None:
+        self._experience = experience or Experience()
         self._config = config
         self._machines = machines
 
@@ -136,6 +185,7 @@ class Planner:
             keep_alive_s = server.keep_alive_s if table.keep_alive_s is None else table.keep_alive_s
         wish = self._wish(model, load)
         profile = _profile(model)
+        repacked = self._machines.repacked
         return Demand(
             name=model.installed.name.short(),
             key=model.key,
@@ -146,6 +196,8 @@ class Planner:
             draft=model.draft,
             wish=wish,
             keep_alive_s=keep_alive_s,
+            profile=profile,
+            lesser=lambda settings: _lesser(profile, wish, settings, repacked),
         )
 
     def _wish(self, model: ServedModel, load: LoadOptions) -> Wish:
@@ -175,10 +227,28 @@ class Planner:
     ) -> Placement:
         return place(
             self._machines.before(reserved_bytes),
-            (Candidate(variant=profile.quantization, profile=profile),),
+            (
+                Candidate(
+                    variant=profile.quantization,
+                    profile=profile,
+                    margin=self._experience.margin(profile),
+                ),
+            ),
             wish,
             reserved_bytes=reserved_bytes,
         )
+
+
+def _lesser(
+    profile: ModelProfile, wish: Wish, settings: EngineSettings, repacked: frozenset[str]
+) -> tuple[str, Choice] | None:
+    """The next step down, and what it takes."""
+    step = step_down(profile, wish, settings)
+    if step is None:
+        return None
+    need = estimate(profile, step.settings, repacked=repacked)
+    sizes = {pool: need.total_bytes(pool) for pool in need.pools}
+    return step.words, Choice(settings=step.settings, need_bytes=sizes)
 
 
 def _profile(model: ServedModel) -> ModelProfile:

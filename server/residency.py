@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from hwprobe.placement import Wish
 from hwprobe.quantity import Bytes
+from hwprobe.settings import EngineSettings
 from server.residents import (
     MODELS,
     Choice,
@@ -162,6 +163,33 @@ class Residency:
             self._grant(resident, request) for request in self._waiting_for(resident)
         ]
         return effects + self._advance(now)
+
+    def resized(
+        self, load_id: LoadId, settings: EngineSettings, need_bytes: Mapping[str, int]
+    ) -> bool:
+        """A model that is loading is to be loaded smaller; false when that does not fit either.
+
+        A pool may need more than before, as the host does when layers leave a GPU.
+        """
+        resident = self._residents.get(load_id)
+        if resident is None or resident.phase is not Phase.LOADING:
+            return False
+        ledger = Ledger(self._budgets, self._residents.values())
+        add(ledger.free, resident.need, 1)
+        need = {**need_bytes, MODELS: 1}
+        grows = {pool: size for pool, size in need.items() if size > resident.need.get(pool, 0)}
+        if not covers(ledger.free, grows):
+            return False
+        resident.need, resident.settings = need, settings
+        return True
+
+    def measured(self, now: float, budgets: Mapping[str, int]) -> list[Effect]:
+        """What models may take has been measured anew.
+
+        Less than is taken already sends nobody away; nothing more is loaded until enough left.
+        """
+        self._budgets = {**self._budgets, **budgets}
+        return self._advance(now)
 
     def load_failed(
         self,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import assert_never
 
 from hwprobe.estimate import HOST
+from hwprobe.ladder import MOST_STEPS, lacked_memory
 from hwprobe.settings import EngineSettings
 from server.coroner import Coroner
 from server.errors import (
@@ -31,6 +32,7 @@ from server.errors import (
     RunnerCrashedError,
     ServerError,
 )
+from server.experience import Experience
 from server.lease import (
     Demand,
     Lease,
@@ -79,6 +81,8 @@ class _Slot:
     planned: EngineSettings
     settings: EngineSettings
     runner: Runner | None = None
+    buffers: Mapping[str, int] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,6 +109,8 @@ class Scheduler:
         limits: SchedulerLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         coroner: Coroner | None = None,
+        experience: Experience | None = None,
+        measure: Callable[[Mapping[str, int]], Mapping[str, int]] = lambda _: {},
     ) -> None:
         """Start with nothing loaded.
 
@@ -117,9 +123,15 @@ class Scheduler:
             limits: see `SchedulerLimits`.
             clock: monotonic seconds.
             coroner: learns from runners that die.
+            experience: learns from models that were loaded and from answers.
+            measure: bytes per pool that models may take, measured now, when those in memory
+                are planned to take so many; pools it leaves out keep their budget. Called before
+                a load is planned; it must not raise.
         """
         self._limits = limits or SchedulerLimits()
         self._coroner = coroner or Coroner()
+        self._experience = experience or Experience()
+        self._measure = measure
         self._start_runner = start_runner
         self._check = check
         self._free_bytes = free_bytes
@@ -190,6 +202,13 @@ class Scheduler:
             )
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Processes of all runners that are loading or loaded."""
+        with self._changed:
+            runners = [slot.runner for slot in self._slots.values()]
+        return tuple(runner.pid for runner in runners if runner is not None)
+
+    @property
     def waiting(self) -> int:
         """How many requests wait for a load."""
         with self._changed:
@@ -222,12 +241,16 @@ class Scheduler:
         """Tell the core about a request; plan it first if no model in memory will do."""
         demand = waiter.demand
         choices: tuple[Choice, ...] = ()
+        budgets: Mapping[str, int] = {}
         while True:
             with self._changed:
                 if choices or not self._core.needs_plan(demand.key, demand.wish):
+                    self._perform(self._core.measured(self._clock(), budgets))
                     return self._request(waiter, choices)
                 taken = self._core.taken(besides=demand.key)
                 pinned = self._core.taken(besides=demand.key, pinned_only=True)
+                everything = self._core.taken(besides="")
+            budgets = self._measure(everything)
             choices = choices_for(demand, taken, pinned)
 
     def _request(self, waiter: _Waiter, choices: tuple[Choice, ...]) -> Ticket:
@@ -285,7 +308,7 @@ class Scheduler:
     def _load(self, load_id: LoadId, slot: _Slot) -> None:
         """A worker thread: test, start, wait until ready, tell the core."""
         try:
-            runner = self._bring_up(slot)
+            runner = self._bring_up(load_id, slot)
         except Exception as error:  # noqa: BLE001 - a thread's outermost edge: others wait for this
             _LOG.warning("%s: not loaded: %s", slot.demand.name, error)
             if slot.runner is not None:
@@ -300,13 +323,28 @@ class Scheduler:
                 )
             return
         _LOG.info("%s: loaded, process %d", slot.demand.name, runner.pid)
+        self._learn(slot, runner)
         with self._changed:
             self._perform(self._core.loaded(self._clock(), load_id))
         runner.on_exit(lambda error: self._mourn(load_id, slot, error))
 
-    def _bring_up(self, slot: _Slot) -> Runner:
+    def _bring_up(self, load_id: LoadId, slot: _Slot) -> Runner:
+        """Load; when the engine gets no memory, load smaller, as long as the demand knows how."""
         demand = slot.demand
         self._coroner.check_load(demand.key, slot.planned)
+        for _ in range(MOST_STEPS):
+            try:
+                return self._try(slot)
+            except LoadFailedError as error:
+                lesser = demand.lesser(slot.settings) if lacked_memory(str(error)) else None
+                if lesser is None or not self._resize(load_id, slot, lesser[1]):
+                    raise
+                _LOG.warning("%s: %s; trying with less: %s", demand.name, error, lesser[0])
+                slot.steps += (lesser[0],)
+        return self._try(slot)
+
+    def _try(self, slot: _Slot) -> Runner:
+        demand = slot.demand
         settings = self._check(demand.model_path, slot.settings)
         draft = tested_draft(demand, settings, self._check)
         self._refuse_at_the_end()
@@ -324,7 +362,44 @@ class Scheduler:
         self._refuse_at_the_end()
         ready = runner.wait_ready()
         slot.settings = replace(settings, num_ctx=ready.num_ctx)
+        slot.buffers = ready.memory
         return runner
+
+    def _resize(self, load_id: LoadId, slot: _Slot, choice: Choice) -> bool:
+        with self._changed:
+            slot.runner = None
+            if not self._core.resized(load_id, choice.settings, choice.need_bytes):
+                return False
+            slot.need_bytes, slot.settings = choice.need_bytes, choice.settings
+        return True
+
+    def _learn(self, slot: _Slot, runner: Runner) -> None:
+        """Compare what was loaded with what was planned; listen for speeds."""
+        profile = slot.demand.profile
+        if profile is None:
+            return
+        settings = slot.settings
+        self._experience.loaded(
+            name=slot.demand.name,
+            profile=profile,
+            planned=slot.planned,
+            settings=settings,
+            steps=slot.steps,
+            buffers=slot.buffers,
+            pid=runner.pid,
+        )
+        runner.on_alone(lambda row: self._experience.answered(profile, settings, row))
+
+    def _learn_at_the_end(self, slot: _Slot, runner: Runner) -> None:
+        profile = slot.demand.profile
+        if profile is not None and runner.alive:
+            self._experience.leaves(
+                name=slot.demand.name,
+                profile=profile,
+                settings=slot.settings,
+                buffers=slot.buffers,
+                pid=runner.pid,
+            )
 
     def _refuse_at_the_end(self) -> None:
         with self._changed:
@@ -334,6 +409,7 @@ class Scheduler:
     def _unload(self, load_id: LoadId, slot: _Slot) -> None:
         """A worker thread: stop the runner, wait for its memory, tell the core."""
         assert slot.runner is not None
+        self._learn_at_the_end(slot, slot.runner)
         before = self._free_bytes()
         slot.runner.stop(self._limits.stop_grace_s)
         self._bury(load_id, slot, before)

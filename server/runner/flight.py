@@ -38,6 +38,8 @@ class Flight:
         self._epitaph: str | None = None
         self._on_crash: Callable[[RunnerCrashedError], None] | None = None
         self._stopping = False
+        self._crowded: set[int] = set()  # requests that have not been alone all the time
+        self._on_alone: Callable[[protocol.Row], None] | None = None
         self._watchdog = Watchdog(stall_s=stall_s)
 
     @property
@@ -83,6 +85,11 @@ class Flight:
         if not self._stopping:
             tell(self.crash())
 
+    def on_alone(self, tell: Callable[[protocol.Row], None]) -> None:
+        """Have ``tell`` called with the last row of requests that shared the child with none."""
+        with self._lock:
+            self._on_alone = tell
+
     def add_stream(self, request: int, stream: Stream, now_s: float) -> None:
         """Expect rows for a request.
 
@@ -93,6 +100,8 @@ class Flight:
             self._refuse_dead()
             if not self._streams:
                 self._watchdog.busy(now_s)
+            else:
+                self._crowded |= {request, *self._streams}
             self._streams[request] = stream
 
     def has(self, request: int) -> bool:
@@ -179,13 +188,18 @@ class Flight:
         request = _checked_id(row.id)
         with self._lock:
             stream = self._streams.get(request)
+            alone = None
             if row.done is not None or row.fault is not None:
                 self._streams.pop(request, None)
+                alone = None if request in self._crowded else self._on_alone
+                self._crowded.discard(request)
                 if self._streams:
                     self._watchdog.alive(now_s)
                 else:
                     self._watchdog.idle()
         if stream is not None:
+            if alone is not None and row.done is not None:
+                alone(row)
             stream.put(row)
 
     def _refuse_dead(self) -> None:

@@ -175,6 +175,13 @@ class Runner:
         """Have ``tell`` called once when the child dies unasked; at once if it already has."""
         self._flight.on_crash(tell)
 
+    def on_alone(self, tell: Callable[[protocol.Row], None]) -> None:
+        """Have ``tell`` called with the last row of each request that had the child to itself.
+
+        In the reader thread; it must not raise nor wait.
+        """
+        self._flight.on_alone(tell)
+
     def generate(self, request: protocol.Generate | protocol.Embed) -> Stream:
         """Start a completion or embeddings. The runner numbers it; ``request.id`` is not used.
 

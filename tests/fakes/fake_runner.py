@@ -9,6 +9,7 @@ object: in ``--script FILE``, else in the model file itself, else (a model file 
     num_ctx, n_vocab    what `Ready` reports (default: the settings', 32000)
     memory              what `Ready` reports
     fail_load           refuse to load, with this text
+    most_cells          get no memory for a cache of more cells, and say so as the engine does
     crash_load          die while loading
     hang_load           never become ready, never report progress
     crash_after_steps   die at this step, counted over the life of the process
@@ -131,6 +132,9 @@ class FakeRunner:
             time.sleep(script.get("load_s", 0.0) / 4)
         if script.get("crash_load"):
             self._die()
+        if self._settings.kv_cells > script.get("most_cells", self._settings.kv_cells):
+            self._send(protocol.Failed(message="failed to allocate buffer for kv cache"))
+            sys.exit(1)
         if "fail_load" in script:
             self._send(protocol.Failed(message=script["fail_load"]))
             sys.exit(1)

@@ -136,7 +136,13 @@ def test_demo_model_answers_and_the_server_ends_cleanly(tmp_path: Path) -> None:
     assert "ping" not in err
     assert "pong" not in err
     kept = {path.name for path in (store / "satchel" / "engine").glob("*.json")}
-    assert len(kept - {"variant.json"}) == 1, "one verdict of the self-test"
+    assert len(kept - {"variant.json", "margins.json"}) == 1, "one verdict of the self-test"
+    loads = (store / "satchel" / "engine" / "loads.jsonl").read_text().splitlines()
+    loaded, ended = (json.loads(line) for line in loads)
+    assert loaded["steps"] == []
+    assert loaded["private_measured_bytes"] <= loaded["private_predicted_bytes"]
+    assert ended["margin"] == {"excess_share": 0.0, "runs": 1}
+    assert not any("ping" in line for line in loads)
     assert "variant.json" in kept
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)

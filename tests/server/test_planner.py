@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,7 @@ from bundler.format.name import ModelName
 from hwprobe.engine import fallbacks
 from hwprobe.errors import DoesNotFitError
 from hwprobe.gguf import model_profile, read_header
-from hwprobe.machine import Cpu, Machine, Memory
+from hwprobe.machine import CgroupMemory, Cpu, Gpu, Machine, Memory
 from hwprobe.settings import EngineSettings
 from hwprobe.verdicts import EngineRecords, EngineVerdict
 from server.catalogue import Catalogue, ServedModel
@@ -80,21 +78,58 @@ def test_reserved_memory_is_not_planned_with(tmp_path: Path, model: ServedModel)
         demand.plan({"host": 1 << 30})
 
 
-def test_machine_is_looked_at_again_only_while_nothing_of_ours_is_in_memory() -> None:
-    now_s = 0.0
-    taken: Iterator[Any] = iter(range(100))
+def test_machine_is_measured_anew_without_what_our_runners_hold() -> None:
+    now_s, held, free = 0.0, 0, 100
+    group = CgroupMemory(path="/g", limit_bytes=90, used_bytes=0, reclaimable_bytes=0)
+
+    def inventory() -> Machine:
+        memory = Memory(
+            total_bytes=200,
+            available_bytes=free,
+            commit_bytes=free,
+            cgroups=(replace(group, used_bytes=100 - free),),
+        )
+        return replace(MACHINE, memory=memory)
+
+    machines = Machines(inventory, held_bytes=lambda: held, now_s=lambda: now_s)
+
+    def seen() -> tuple[int, int | None, int]:
+        memory = machines.before({"host": 30}).memory
+        return memory.available_bytes, memory.commit_bytes, memory.cgroups[0].headroom_bytes
+
+    assert seen() == (100, 100, 90)
+    now_s, held, free = SNAPSHOT_AGE_S + 1, 20, 80
+    assert seen() == (100, 100, 90), "all that is missing is ours"
+    free = 10
+    assert seen() == (100, 100, 90), "looked at a moment ago"
+    now_s *= 2
+    assert seen() == (30, 30, 20), "others have taken memory"
+
+
+def test_gpu_never_seems_to_have_more_than_when_it_was_idle() -> None:
+    now_s, free = 0.0, 100
     machines = Machines(
-        lambda: replace(MACHINE, memory=Memory(total_bytes=next(taken))), now_s=lambda: now_s
+        lambda: replace(
+            MACHINE,
+            gpus=(Gpu(index=0, total_bytes=120, free_bytes=free),),
+            engine_offload=True,
+        ),
+        now_s=lambda: now_s,
     )
 
     def seen(reserved: int) -> int:
-        return machines.before({"host": reserved}).memory.total_bytes
+        nonlocal now_s
+        now_s += SNAPSHOT_AGE_S + 1
+        return machines.before({"gpu0": reserved}).gpus[0].free_bytes
 
-    assert seen(0) == 0
-    now_s = SNAPSHOT_AGE_S + 1
-    assert seen(5) == 0
-    assert seen(0) == 1
-    assert seen(0) == 1
+    free = 60
+    assert seen(40) == 100, "a model of ours has taken it"
+    free = 90
+    assert seen(40) == 100, "it has not taken all of it yet"
+    free = 30
+    assert seen(40) == 70, "somebody else took some"
+    free = 90
+    assert seen(0) == 90
 
 
 def test_crashed_settings_are_replaced_by_safer_ones_and_the_operator_is_told(
