@@ -117,6 +117,7 @@ class ModelConfig:
     num_thread: int = 0
     output_format: str = ""
     draft: str = ""
+    constrain_calls: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

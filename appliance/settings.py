@@ -438,6 +438,11 @@ MODEL_SETTINGS: tuple[Setting, ...] = (
         meaning="an installed model of the same vocabulary that proposes tokens, or off; empty "
         "takes the draft model that the model brings, if any",
     ),
+    _row(
+        "model", "constrain_calls", True, _boolean,
+        meaning="a tool call that the model begins of itself is bound to the schema of its tool; "
+        "`false` leaves it free",
+    ),
 )  # fmt: skip
 """The settings of each ``[model."name"]`` table."""
 

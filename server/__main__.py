@@ -176,6 +176,7 @@ def _run(
         go_templates=config.server.go_template,
         output_format=lambda name: config.model(name).output_format,
         draft=lambda name: config.model(name).draft,
+        constrain_calls=lambda name: config.model(name).constrain_calls,
     )
     planner = Planner(config=config, machines=machines, experience=experience)
     answerer = Answerer(

@@ -11,7 +11,7 @@ from typing import Protocol
 from server.catalogue import ServedModel
 from server.chat import ChatRequest, GenerateRequest, RequestOptions
 from server.errors import BadRequestError
-from server.output.demand import answer_lead, calls_grammar
+from server.output.demand import answer_lead, begun_calls, calls_grammar
 from server.output.lark import Special
 from server.output.layout import CallIds, Tags
 from server.output.stream import OutputStream
@@ -70,6 +70,8 @@ def answer_constraint(
 ) -> Constraint | None:
     """What binds the answer: calls where the request demands one, else the format it wants.
 
+    Without either, a request with tools binds what calls its answer begins.
+
     Args:
         request: what is answered.
         model: who answers.
@@ -88,6 +90,8 @@ def answer_constraint(
         constraint = _calls(request, model, special)
     elif constraint is not None and not (isinstance(request, GenerateRequest) and request.raw):
         constraint = replace(constraint, lead=answer_lead(model.output.family, special))
+    elif isinstance(request, ChatRequest) and request.tools and model.constrains_calls:
+        constraint = _begun(request, model, special)
     if constraint is not None and output.thinks:
         constraint = replace(constraint, reasoning=output.reasoning)
     return constraint
@@ -103,6 +107,22 @@ def _calls(request: ChatRequest, model: ServedModel, special: Special) -> Constr
             f"{request.model}: tool_choice: its output format, {family.name}, has no calls"
         )
     return Constraint(kind="lark", source=grammar)
+
+
+def _begun(request: ChatRequest, model: ServedModel, special: Special) -> Constraint | None:
+    """What binds the calls that an answer begins; ``None`` where it is not known how it does.
+
+    A template that only mentions a family's marks says too little to bind anything.
+    """
+    found = model.output
+    if found.by == "mention" and not found.family.harmony:
+        return None
+    several = request.tool_choice.parallel
+    calls = begun_calls(found.family, request.tools, special, several=several)
+    if calls is None:
+        return None
+    strict = any(tool.strict for tool in request.tools)
+    return Constraint(kind="lark", source=calls.grammar, begins=calls.begins, optional=not strict)
 
 
 def _special(tokenize: Tokenize, text: str) -> int | None:

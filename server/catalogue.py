@@ -67,7 +67,9 @@ class Traits:
 class ServedModel:
     """An installed model with its traits, the template of its prompts, and how it writes.
 
-    ``draft`` is a small model that proposes its tokens; ``None`` without one.
+    Attributes:
+        draft: a small model that proposes its tokens; ``None`` without one.
+        constrains_calls: calls it begins of itself are bound to their schemas.
     """
 
     installed: InstalledModel
@@ -75,6 +77,7 @@ class ServedModel:
     template: Choice
     output: Detected
     draft: Path | None = None
+    constrains_calls: bool = True
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -129,6 +132,7 @@ class Catalogue:
         go_templates: GoTemplates = "auto",
         output_format: Callable[[ModelName], str] = _no_format,
         draft: Callable[[ModelName], str] = _no_format,
+        constrain_calls: Callable[[ModelName], bool] = lambda _name: True,
     ) -> None:
         """Take the store, and what the operator decided.
 
@@ -138,11 +142,13 @@ class Catalogue:
             output_format: how a model writes reasoning and calls; empty lets its template decide.
             draft: the model whose weights propose a model's tokens, ``off`` for none; empty takes
                 what the model brings.
+            constrain_calls: whether calls that a model begins are bound to their schemas.
         """
         self.store = store
         self._go_templates = go_templates
         self._output_format = output_format
         self._draft = draft
+        self._constrain_calls = constrain_calls
 
     def find(self, name: ModelName) -> ServedModel | None:
         """The model of this name, whatever its case; ``None`` if there is none.
@@ -177,7 +183,11 @@ class Catalogue:
 
     def _served(self, model: InstalledModel) -> ServedModel:
         found = served(model, self._go_templates, self._output_format(model.name))
-        return replace(found, draft=None if found.traits.embeds else self._draft_of(model))
+        return replace(
+            found,
+            draft=None if found.traits.embeds else self._draft_of(model),
+            constrains_calls=self._constrain_calls(model.name),
+        )
 
     def _draft_of(self, model: InstalledModel) -> Path | None:
         wanted = self._draft(model.name)

@@ -49,11 +49,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function the model may call; ``parameters`` is its JSON schema, as the client sent it."""
+    """A function the model may call.
+
+    Attributes:
+        parameters: the JSON schema of its arguments, as the client sent it.
+        strict: refuse a schema that cannot be enforced in full.
+        raw: all that the client said of it.
+    """
 
     name: str
     description: str
     parameters: JsonObject
+    strict: bool = False
     raw: JsonObject = field(default_factory=dict)
 
 

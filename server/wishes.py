@@ -88,8 +88,10 @@ class Constraint:
         kind: what ``source`` is; ``json`` is any JSON object and needs none.
         source: a JSON schema as JSON text, a regular expression, or a grammar.
         strict: refuse a schema that cannot be enforced in full, instead of enforcing the rest.
-        after: the answer is free until one of these texts has been said, bound behind it, and
-            free again once what is bound is complete. Empty: bound from the beginning to the end.
+        begins: the answer is free until one of these texts has been said. If ``source`` allows
+            it, it is bound from there on, with this text, and free again once what is bound is
+            complete. Empty: bound from the beginning to the end.
+        optional: the answer is free where this cannot be enforced.
         reasoning: reasoning is free; what is bound begins behind it.
         lead: a Lark expression for what must be said before ``source``, in the same breath.
     """
@@ -97,7 +99,8 @@ class Constraint:
     kind: ConstraintKind
     source: str = ""
     strict: bool = False
-    after: tuple[str, ...] = ()
+    begins: tuple[str, ...] = ()
+    optional: bool = False
     reasoning: Reasoning | None = None
     lead: str = ""
 

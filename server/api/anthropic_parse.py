@@ -139,6 +139,7 @@ def _tool(fields: Fields) -> Tool:
         name=name,
         description=description,
         parameters=parameters,
+        strict=fields.boolean("strict", default=False),
         raw={"type": "function", "function": function},
     )
 

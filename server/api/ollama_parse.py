@@ -62,6 +62,7 @@ def parse_tool(fields: Fields) -> Tool:
         name=name,
         description=function.string("description"),
         parameters=function.object("parameters").values,
+        strict=function.boolean("strict", default=False),
         raw=fields.values,
     )
 

@@ -159,6 +159,7 @@ def _function(tool: Fields, *, prefix: str) -> Tool:
         name=name,
         description=description,
         parameters=parameters,
+        strict=tool.boolean("strict", default=False),
         raw={"type": "function", "function": function},
     )
 

@@ -11,14 +11,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from server.chat import Tool
+
 Special = Callable[[str], int | None]
 """The id of a control token by its text; ``None`` for what is ordinary text."""
 
 _INNER = re.compile("(｜DSML｜)")
 """Control tokens that stand inside longer marks."""
 
-_SCHEMA_OPTIONS = {"lenient": True, "coerce_one_of": False, "whitespace_flexible": True}
-"""Keywords of a tool's schema that cannot be enforced are left out, as they are for formats."""
+_SCHEMA_OPTIONS = {"coerce_one_of": False, "whitespace_flexible": True}
 
 
 class Lark:
@@ -50,15 +51,21 @@ class Lark:
         """Text that matches a regular expression."""
         return self._rule(f"/{pattern}/")
 
-    def json(self, schema: Any) -> str:
-        """JSON by a schema; any JSON where it is none."""
+    def json(self, schema: Any, *, strict: bool = False) -> str:
+        """JSON by a schema; any JSON where it is none.
+
+        Keywords that cannot be enforced are left out, as they are for formats; ``strict`` makes a
+        grammar that is refused for them.
+        """
         if not isinstance(schema, dict):
             schema = {}
-        return self._rule(f"%json {json.dumps({'x-guidance': _SCHEMA_OPTIONS, **schema})}")
+        options = {"lenient": not strict, **_SCHEMA_OPTIONS}
+        return self._rule(f"%json {json.dumps({**schema, 'x-guidance': options})}")
 
-    def object(self, schema: Any) -> str:
-        """A JSON object by a schema."""
-        return self.json({"type": "object", **(schema if isinstance(schema, dict) else {})})
+    def arguments(self, tool: Tool) -> str:
+        """A JSON object by the schema of a tool's arguments."""
+        known = tool.parameters if isinstance(tool.parameters, dict) else {}
+        return self.json({"type": "object", **known}, strict=tool.strict)
 
     def until(self, *end: str) -> str:
         """Any text up to an end and this itself, in one or several marks.

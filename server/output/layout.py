@@ -77,6 +77,7 @@ class Layout:
         call_close: stands behind it, dropped where it comes.
         listed: calls stand in a list between brackets.
         lines: calls stand on lines of their own.
+        certain: an opener begins nothing but calls; else it may as well be the answer.
     """
 
     openers: tuple[str, ...]
@@ -87,6 +88,7 @@ class Layout:
     call_close: tuple[str, ...] = ()
     listed: bool = False
     lines: bool = False
+    certain: bool = True
 
 
 CallIds = Literal["generated", "short"]

@@ -1,5 +1,8 @@
 """From generated text to chunks: a family's parser, ids for the calls, and the calls put together.
 
+Where ordinary tokens spell the text of a control token, the runner has put a mark inside, so that
+no parser takes it for the token. The marks are taken out of what is told.
+
 Pure, but for the ids it is given.
 """
 
@@ -33,6 +36,9 @@ from server.output.parser import OutputParser, TagParser
 from server.wishes import Reasoning
 
 NewCallId = Callable[[CallIds], str]
+
+SPELLED = "\ufdd0"
+"""The same as `server.runner.spelling.SPELLED`; the runner may not be imported here."""
 
 PLAIN = Family(name="plain")
 """Text that passes as it comes."""
@@ -110,21 +116,29 @@ class OutputStream:
     def _told(self, event: Event) -> tuple[Piece, ...]:
         match event:
             case Content() | CallBroken():
-                return (TextChunk(text=event.text),) if event.text else ()
+                text = _unmarked(event.text)
+                return (TextChunk(text=text),) if text else ()
             case Thinking():
-                return (ThinkingChunk(text=event.text),)
+                text = _unmarked(event.text)
+                return (ThinkingChunk(text=text),) if text else ()
             case Mark():
                 return ()
             case CallStart():
-                call_id = event.id or self._new_call_id(self._ids)
-                self._call = ToolCallStartChunk(index=self._begun, id=call_id, name=event.name)
+                call_id = _unmarked(event.id) or self._new_call_id(self._ids)
+                name = _unmarked(event.name)
+                self._call = ToolCallStartChunk(index=self._begun, id=call_id, name=name)
                 self._begun += 1
                 self._arguments.clear()
                 return (self._call,)
             case CallArguments():
-                self._arguments.append(event.text)
-                return (ToolCallDeltaChunk(index=self._call.index, arguments=event.text),)
+                text = _unmarked(event.text)
+                self._arguments.append(text)
+                return (ToolCallDeltaChunk(index=self._call.index, arguments=text),) if text else ()
             case CallEnd():
                 arguments = json.loads("".join(self._arguments))
                 call = ToolCall(id=self._call.id, name=self._call.name, arguments=arguments)
                 return (ToolCallChunk(call=call, streamed=True),)
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(SPELLED, "")

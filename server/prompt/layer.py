@@ -57,7 +57,8 @@ def _call(call: ToolCall, guard: Guard) -> ToolCall:
 
 
 def _tool(tool: Tool, guard: Guard) -> Tool:
-    return Tool(
+    return replace(
+        tool,
         name=guard.text(tool.name),
         description=guard.text(tool.description),
         parameters=guard.data(tool.parameters),

@@ -14,6 +14,7 @@ from server.runner.pictures import only_tokens
 from server.runner.proposing import Proposer
 from server.runner.protocol import DoneReason, Row
 from server.runner.sampling import log_probabilities
+from server.runner.spelling import Spellings
 from server.runner.text import TextStream
 
 
@@ -45,6 +46,13 @@ class Pieces(Protocol):
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends the generation."""
+
+    def is_framing(self, token: int) -> bool:
+        """Whether a token is a control token, or looks like one."""
+
+    @property
+    def spellings(self) -> Spellings:
+        """The texts of such tokens."""
 
 
 class Generation:
@@ -85,7 +93,7 @@ class Generation:
         self._clock = clock
         self._relaxed = relaxed
         self._proposer = proposer
-        self._text = TextStream(stops)
+        self._text = TextStream(stops, pieces.spellings)
         self._logprobs: deque[tuple[int, list[Any]]] = deque()
         self._admitted_s = self._first_s = clock()
 
@@ -116,7 +124,8 @@ class Generation:
             self.done = "stop"
             return token, self._last_row(self._text.finish())
         begin = self._text.decoded
-        text = self._text.feed(self._pieces.piece(token))
+        framing = self._pieces.is_framing(token)
+        text = self._text.feed(self._pieces.piece(token), framing=framing)
         visible = not self._text.stopped or self._text.decoded > begin
         if self._top is not None and visible:
             entry = self._describe(row, token, self._top)

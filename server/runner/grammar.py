@@ -67,6 +67,7 @@ _DATA = frozenset({"const", "enum", "default", "example", "examples"})
 """Keywords whose values are data, not schemas."""
 
 _RULE = re.compile(r"^\s*[?!]?[A-Za-z_][^:\n]*:", re.MULTILINE)
+_INNER_SCHEMA = re.compile(r"failed to compile JSON schema: (.*?)(?: \d+ \| .*)?$")
 _NAMED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -301,7 +302,7 @@ class Compiler:
             native.compute_bitmask()  # a grammar that never ends is known by its first mask
             if not native.is_error():
                 return GuidanceMatcher(native, self._tokenizer), warnings
-        raise EngineRefusedError(f"{name}: it cannot be enforced: {_brief(native.get_error())}")
+        raise EngineRefusedError(_refusal(name, native.get_error()))
 
     def _without_patterns(self, schema: Any) -> Any:
         """The schema without the patterns that llguidance does not take."""
@@ -377,6 +378,17 @@ def _relaxed(warnings: list[str]) -> tuple[str, ...]:
         else:
             names.update(dict.fromkeys(_NAMED.findall(warning) or [_brief(warning)]))
     return tuple(names)
+
+
+def _refusal(name: str, reason: str) -> str:
+    """Why a source is refused; the schemas that a grammar holds are refused as others are."""
+    brief = _brief(reason)
+    if inner := _INNER_SCHEMA.search(" ".join(reason.split())):
+        keys = _NAMED.findall(inner[1]) if inner[1].startswith("Unimplemented") else []
+        if keys:
+            return f"json schema: this cannot be enforced: {', '.join(keys)}"
+        brief = inner[1][:300]
+    return f"{name}: it cannot be enforced: {brief}"
 
 
 def _brief(reason: str) -> str:

@@ -3,6 +3,7 @@
 A compilation cannot be stopped. One that takes too long is given up: its request is refused, its
 thread goes on until the limits of the grammar end it, and another thread takes its place. While
 `MOST_STUCK` threads are stuck, further requests wait, and are refused when their time is over.
+A request that may be answered freely is then prepared without its grammar.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.errors import EngineRefusedError
 from server.runner import protocol
@@ -91,6 +92,10 @@ class Preparing:
                 job.given_up = True
                 self._stuck += 1
                 self._staff()
+            constraint = job.command.constraint
+            if constraint is not None and constraint.optional:
+                self.submit(replace(job.command, constraint=None))
+                return
         self._refuse(job.command.id, "the grammar takes too long to compile")
 
     def _staff(self) -> None:

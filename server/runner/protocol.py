@@ -211,7 +211,8 @@ class Row:
 
     Attributes:
         id: the request.
-        text: new text, complete characters, stop texts already held back and cut off.
+        text: new text, complete characters, stop texts already held back and cut off. Texts of
+            control tokens that other tokens spell are marked, see `spelling`.
         tokens: ids sampled in this step (usually one; several with speculation).
         logprobs: one ``[text, bytes as hex, logprob, [[text, hex, logprob], …]]`` per token.
         done: why the request ended, on its last row.
@@ -385,7 +386,7 @@ def _sampling(fields: dict[str, Any]) -> SamplingOptions:
 def _constraint(fields: dict[str, Any]) -> Constraint:
     reasoning = fields["reasoning"]
     fields["reasoning"] = Reasoning(**reasoning) if reasoning is not None else None
-    return Constraint(**{**fields, "after": tuple(fields["after"])})
+    return Constraint(**{**fields, "begins": tuple(fields["begins"])})
 
 
 def _row(fields: dict[str, Any]) -> Row:

@@ -83,10 +83,8 @@ class Sampler:
         token = self._choose(row)
         if self._gate is not None:
             begin_s = time.thread_time()
-            if not self._gate.allows(token):
-                token = self._choose_restricted(row, token, self._gate)
-            self._gate.accept(token)
-            if time.thread_time() - begin_s > GRAMMAR_STEP_S:
+            token = self._guided(row, token, self._gate)
+            if time.thread_time() - begin_s > GRAMMAR_STEP_S and not self._gate.yields():
                 raise EngineRefusedError("the grammar takes too long for a token")
         self._remember(token)
         return token
@@ -122,6 +120,17 @@ class Sampler:
                 ids = np.union1d(ids, np.fromiter(changed, np.int64, len(changed)))
             self._candidates.fill(row[ids], ids)
         return self._checked(self._chain.choose(self._candidates))
+
+    def _guided(self, row: Row, token: int, gate: Gate) -> int:
+        """The chosen token, or one that the gate allows; the gate has gone on behind it."""
+        try:
+            if not gate.allows(token):
+                token = self._choose_restricted(row, token, gate)
+            gate.accept(token)
+        except EngineRefusedError:
+            if not gate.yields():
+                raise
+        return token
 
     def _choose_restricted(self, row: Row, refused: int, gate: Gate) -> int:
         tried = {refused}

@@ -332,9 +332,13 @@ def prepare(
     gate: Gate | None = None
     relaxed: tuple[str, ...] = ()
     if command.constraint is not None and compiler is not None:
-        compiled = compiler.compile(command.constraint)
-        gate = Gate(command.constraint, compiled.matcher, vocabulary)
-        relaxed = compiled.relaxed
+        try:
+            compiled = compiler.compile(command.constraint)
+            gate = Gate(command.constraint, compiled.matcher, vocabulary)
+            relaxed = compiled.relaxed
+        except EngineRefusedError:
+            if not command.constraint.optional:
+                raise
     return Arrival(
         work=work,
         sampling=sampling,

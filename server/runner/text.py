@@ -4,13 +4,19 @@ Rules:
  * a character whose bytes are not all there yet is held back;
  * the longest end of the text that may still become a stop text is held back;
  * of several stop texts the one that is complete first wins, the longest of those;
+ * texts of control tokens that other tokens spell come out marked, see `server.runner.spelling`;
  * what comes out does not depend on how the bytes were cut into pieces.
 """
 
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
+
+from server.runner.spelling import SPELLED, Spellings
+
+_NONE = Spellings()
 
 
 class TextStream:
@@ -19,24 +25,34 @@ class TextStream:
     Attributes:
         stopped: a stop text was found; nothing more comes out.
         decoded: characters decoded so far, held back ones included, the stop text excluded.
-        released: characters given out so far.
+        released: characters given out so far, marks not counted.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), spellings: Spellings = _NONE) -> None:
         self.stopped = False
         self.decoded = 0
         self.released = 0
         self._stops = tuple(stop for stop in stops if stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._spellings = spellings
+        self._spelled = ""
+        self._marks: deque[int] = deque()
 
-    def feed(self, piece: bytes) -> str:
-        """Add the bytes of one token; returns the text that may go out now."""
+    def feed(self, piece: bytes, *, framing: bool = False) -> str:
+        """Add the bytes of one token; returns the text that may go out now.
+
+        Args:
+            piece: the bytes.
+            framing: it is a control token, which spells nothing.
+        """
         if self.stopped:
             return ""
         begin = len(self._held)
-        self._held += self._decoder.decode(piece)
-        self.decoded += len(self._held) - begin
+        added = self._decoder.decode(piece).replace(SPELLED, "\ufffd")
+        self._held += added
+        self._note(added, framing=framing)
+        self.decoded += len(added)
         if (cut := self._find_stop(begin)) is not None:
             self.stopped = True
             self.decoded -= len(self._held) - cut
@@ -65,8 +81,25 @@ class TextStream:
                 return length
         return 0
 
+    def _note(self, added: str, *, framing: bool) -> None:
+        """Find what was spelled by the text that is added."""
+        if framing and added:
+            self._spelled = ""
+            return
+        known = len(self._spelled)
+        text = self._spelled + added
+        self._marks += (self.decoded + at - known for at in self._spellings.ends(text, known))
+        self._spelled = text[max(0, len(text) - self._spellings.reach) :]
+
     def _release(self, length: int, *, keep: bool = True) -> str:
         out, rest = self._held[:length], self._held[length:]
         self._held = rest if keep else ""
-        self.released += len(out)
-        return out
+        begin, self.released = self.released, self.released + len(out)
+        if not self._marks:
+            return out
+        parts, done = [], 0
+        while self._marks and self._marks[0] < self.released:
+            at = self._marks.popleft() - begin
+            parts += [out[done:at], SPELLED]
+            done = at
+        return "".join([*parts, out[done:]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from server.calling import new_call_id
 from server.chat import Tool
 from server.chunks import TextChunk, ToolCallChunk
 from server.errors import EngineRefusedError
-from server.output.demand import answer_lead, calls_grammar
+from server.output.demand import answer_lead, begun_calls, calls_grammar
 from server.output.families import FAMILIES
 from server.output.families.mistral import written_as
 from server.output.layout import Family
@@ -20,7 +21,7 @@ from server.runner.gate import Gate
 from server.runner.grammar import Compiler
 from server.runner.native import LIB
 from server.runner.vocabulary import Vocabulary
-from server.wishes import Constraint, ConstraintKind
+from server.wishes import Constraint, ConstraintKind, Reasoning
 from tests.engine.runner_driver import DEMO
 
 pytestmark = pytest.mark.engine
@@ -143,6 +144,45 @@ CASES = [
 ]
 
 
+class Begun:
+    """One family's calls while nothing is demanded: what of a text the gate lets through."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        compiler: Compiler,
+        family: Family,
+        tools: tuple[Tool, ...] = (WEATHER, ZONE),
+    ) -> None:
+        def special(text: str) -> int | None:
+            ids = vocabulary.tokenize(text, special=True)
+            return ids[0] if len(ids) == 1 and vocabulary.is_framing(ids[0]) else None
+
+        calls = begun_calls(family, tools, special, several=True)
+        self.begins = calls.begins if calls else ()
+        grammar = calls.grammar if calls else 'start: "x"'
+        self._vocabulary = vocabulary
+        tags = Reasoning(open=family.tags.open, close=family.tags.close)
+        self._wanted = Constraint(
+            kind="lark", source=grammar, begins=self.begins or ("never",), reasoning=tags
+        )
+        self._matcher = compiler.compile(self._wanted).matcher
+
+    def says(self, text: str, *, spelled: bool = False) -> str:
+        """The text up to the token that is refused; a bar follows where the answer may end."""
+        parts = text if spelled else [text]
+        gate = Gate(self._wanted, self._matcher.fork(), self._vocabulary)
+        said = []
+        for token in [
+            token for part in parts for token in self._vocabulary.tokenize(part, special=True)
+        ]:
+            if not gate.allows(token):
+                break
+            gate.accept(token)
+            said.append(token)
+        return self._vocabulary.detokenize(said) + "|" * gate.allows(END)
+
+
 def test_every_family_is_tried() -> None:
     assert {family.name for family, _ in CASES} == set(FAMILIES)
 
@@ -160,6 +200,95 @@ def test_what_a_family_writes_fits_its_grammar_and_is_read_as_the_call(
     pieces = [*out.feed(text), *out.finish()]
     (call,) = [piece.call for piece in pieces if isinstance(piece, ToolCallChunk)]
     assert (call.name, call.arguments["city"]) == ("weather", "Lima")
+
+
+UNANNOUNCED = {"llama3", "gemma3"}
+"""Families whose usual calls are bare JSON."""
+
+
+@pytest.mark.parametrize(("family", "text"), CASES, ids=[case[0].name for case in CASES])
+def test_call_that_a_family_begins_is_bound_and_all_else_is_free(
+    vocabulary: Vocabulary, compiler: Compiler, family: Family, text: str
+) -> None:
+    begun = Begun(vocabulary, compiler, family)
+    head, tail = "I call:\n", " Done <|x|> <tool> [1] {}"
+    assert begun.says(head + tail) == f"{head}{tail}|"
+    assert begun.says(head + text + tail) == f"{head}{text}{tail}|"
+    assert begun.says(f"{head}{text}\n{text}") == f"{head}{text}\n{text}|"
+    wrong = text.replace("weather", "whether")
+    thought = f"{family.tags.open}{wrong}{family.tags.close}\n\nFine."
+    assert begun.says(thought) == f"{thought}|"
+    said = begun.says(head + wrong)
+    if family.name in UNANNOUNCED:
+        assert said == f"{head}{wrong}|"
+    else:
+        assert len(head) + 3 < len(said) < len(head + wrong)
+        assert (head + wrong).startswith(said)
+
+
+def test_every_family_has_texts_that_begin_nothing_but_calls(
+    vocabulary: Vocabulary, compiler: Compiler
+) -> None:
+    for family in FORMS:
+        begins = Begun(vocabulary, compiler, family).begins
+        assert begins, family.name
+        assert not any(begin.startswith(("{", "```json")) for begin in begins)
+    assert begun_calls(Family(name="plain"), (WEATHER,), lambda _: None, several=True) is None
+
+
+HARMONY_BEGUN = [
+    "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>",
+    "<|channel|>commentary to=functions.weather json<|message|>",
+    "<|channel|>analysis to=functions.weather<|message|>",
+    "<|start|>assistant to=functions.weather<|channel|>commentary <|constrain|>json<|message|>",
+]
+
+
+@pytest.mark.parametrize("form", HARMONY_BEGUN)
+def test_harmony_begins_calls_in_several_forms(
+    vocabulary: Vocabulary, compiler: Compiler, form: str
+) -> None:
+    begun = Begun(vocabulary, compiler, FAMILIES["harmony"])
+    thought = "<|channel|>analysis<|message|>Weather.<|end|>"
+    if not form.startswith("<|start|>"):
+        thought += "<|start|>assistant"
+    for head in ("", thought):
+        assert begun.says(f"{head}{form}{LIMA}<|call|>") == f"{head}{form}{LIMA}<|call|>|"
+        wrong = head + form + '{"days": "x"}'
+        said = begun.says(wrong)
+        assert wrong.startswith(said)
+        assert said.startswith(head + form + '{"days"')
+    plain = "<|channel|>commentary<|message|>I look it up.<|end|>"
+    assert begun.says(plain + "commentary to=functions.x") == f"{plain}commentary to=functions.x|"
+
+
+def test_call_whose_opener_was_forgotten_is_bound(
+    vocabulary: Vocabulary, compiler: Compiler
+) -> None:
+    begun = Begun(vocabulary, compiler, FAMILIES["qwen-coder"])
+    text = WRITTEN["qwen-coder"].removeprefix("<tool_call>\n")
+    assert begun.says(text) == f"{text}|"
+    assert begun.says("<function=whether>") in {"<function=", "<function=w"}
+
+
+def test_spelled_opener_begins_no_call_where_the_vocabulary_has_the_token(
+    vocabulary: Vocabulary, compiler: Compiler
+) -> None:
+    begun = Begun(vocabulary, compiler, FAMILIES["hermes"])
+    text = "It writes <tool_call> and <tool_call>{} then."
+    assert begun.says(text, spelled=True) == f"{text}|"
+    assert begun.says(text) == "It writes <tool_call>"
+
+
+def test_strict_tool_refuses_what_cannot_be_enforced(
+    vocabulary: Vocabulary, compiler: Compiler
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    tool = Tool(name="f", description="", parameters=schema)
+    for name in sorted(set(FAMILIES) - {"gemma4", "functiongemma"}):
+        Begun(vocabulary, compiler, FAMILIES[name], (tool,))
+        with pytest.raises(EngineRefusedError, match=r"this cannot be enforced: uniqueItems$"):
+            Begun(vocabulary, compiler, FAMILIES[name], (replace(tool, strict=True),))
 
 
 @pytest.mark.parametrize(

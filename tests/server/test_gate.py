@@ -20,8 +20,9 @@ THINK = Reasoning(open="<t>", close="</t>")
 class Bytes:
     """A vocabulary of all bytes, some longer tokens, and an end token."""
 
-    longer = (b"<t>", b"</t>", b"\n\n", b">a", b"/t>ab", b"ab")
+    longer = (b"<t>", b"</t>", b"\n\n", b">a", b"/t>ab", b"ab", b"[C]")
     size = END + 1 + len(longer)
+    control = END + len(longer)
 
     def whole_piece(self, token: int) -> bytes:
         if token == END:
@@ -31,9 +32,13 @@ class Bytes:
     def is_end(self, token: int) -> bool:
         return token == END
 
+    def is_framing(self, token: int) -> bool:
+        return token == self.control
+
     def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        assert not special
-        return tuple(text.encode())
+        parts = text.encode().split(b"[C]") if special else [text.encode()]
+        found = tuple(parts[0])
+        return found + tuple(token for part in parts[1:] for token in (self.control, *part))
 
 
 TOKENS = Bytes()
@@ -162,6 +167,15 @@ class TestReasoning:
         assert not subject.allows(token(b"/t>ab"))
         assert token(b"/t>ab") not in subject.allowed({token(b"/t>ab")})
 
+    def test_spelled_tags_of_control_tokens_do_not_count(self) -> None:
+        subject = gate(reasoning=Reasoning(open="<t>", close="[C]", opened=True))
+        for byte in b"[C]":
+            subject.accept(byte)
+        assert subject.forced() == ()
+        say(subject, b"[C]", b"ab")
+
+        assert subject.forced() == tuple(b"ab")
+
     def test_half_an_opening_text_is_completed(self) -> None:
         subject = gate(reasoning=THINK)
         say(subject, b"<")
@@ -192,7 +206,7 @@ class TestReasoning:
 
 class TestBegunByAText:
     def test_all_is_free_until_it_is_said(self) -> None:
-        subject = gate(after=("<t>", "call:"))
+        subject = gate(b"call:abab", begins=("<t>", "call:"))
         say(subject, b"any words, ")
         assert subject.allows(END)
         say(subject, b"call:")
@@ -200,38 +214,86 @@ class TestBegunByAText:
         assert subject.phase == "bound"
         assert not subject.allows(END)
 
-    def test_what_a_token_says_behind_it_is_bound(self) -> None:
-        subject = gate(after=("<t>",))
-        say(subject, b"<", b"t")
-        assert subject.allows(token(b">a"))
-        say(subject, b">a", b"b")
+    def test_it_is_bound_with_what_its_last_token_says_beyond_it(self) -> None:
+        subject = gate(b"<t>abab", begins=("<t>",))
+        say(subject, b"<", b"t", b">a", b"b")
 
         assert subject.forced() == tuple(b"ab")
-        other = gate(b"x", after=("<t>",))
-        say(other, b"<", b"t")
-        assert not other.allows(token(b">a"))
-        assert token(b">a") not in other.allowed({token(b">a")})
+
+    def test_a_text_that_goes_on_otherwise_stays_free(self) -> None:
+        subject = gate(b"<t>x", begins=("<t>",))
+        say(subject, b"<", b"t", b">a")
+
+        assert subject.phase == "free"
+        say(subject, b"<t>")
+        assert subject.forced() == tuple(b"x")
 
     def test_complete_it_is_free_again_and_may_begin_again(self) -> None:
-        subject = gate(after=("<t>",))
+        subject = gate(b"<t>abab", begins=("<t>",))
         for _ in range(3):
             say(subject, b"<t>", b"ab", b"ab", b" and ")
         assert subject.phase == "free"
         assert subject.allows(END)
 
-    def test_inside_reasoning_it_does_not_count(self) -> None:
-        subject = gate(after=("call:",), reasoning=THINK)
-        say(subject, b"<t>", b"call:x", b"</t>")
+    def test_token_may_complete_it_and_go_on(self) -> None:
+        subject = gate(b"<t>ab>", begins=("<t>",))
+        say(subject, b"<t>", b"ab", b">a")
+        assert subject.phase == "free"
+        say(subject, b"b<t>")
+        assert subject.forced() == tuple(b"ab>")
+        assert not gate(b"ab>").allows(token(b">a"))
+
+    def test_inside_reasoning_it_does_not_count_and_nothing_is_refused(self) -> None:
+        subject = gate(b"call:abab", begins=("call:",), reasoning=THINK)
+        say(subject, b"<t>", b"call:x")
+        assert subject.allows(END)
+        say(subject, b"</t>")
         assert subject.forced() == ()
-        say(subject, b"\n\n", b"well, call:", b"ab")
+        say(subject, *[b"\n\n"] * 9, b"well, call:", b"ab")
+
+        assert subject.phase == "bound"
+
+    def test_half_an_opening_text_goes_on_as_it_likes(self) -> None:
+        subject = gate(b"call:abab", begins=("call:",), reasoning=THINK)
+        say(subject, b"\n\n", b"<", b"b> call:", b"ab")
 
         assert subject.phase == "bound"
 
     def test_answer_without_it_may_end(self) -> None:
-        subject = gate(after=("call:",), reasoning=THINK)
+        subject = gate(begins=("call:",), reasoning=THINK)
         say(subject, b"no")
 
         assert subject.allows(END)
+
+    def test_text_of_a_control_token_is_said_by_that_token_only(self) -> None:
+        subject = gate(b"[C]abab", begins=("[C]ab",))
+        for byte in b"[C]ab":
+            assert subject.allows(byte)
+            subject.accept(byte)
+        assert subject.phase == "free"
+        say(subject, b"[C]", b"ab")
+
+        assert subject.forced() == tuple(b"ab")
+
+    def test_it_may_be_given_up_where_an_answer_that_is_to_be_bound_may_not(self) -> None:
+        subject = gate(b"<t>abab", begins=("<t>",))
+        say(subject, b"<t>")
+        assert not subject.allows(token(b"b"))
+        assert subject.yields()
+        say(subject, b"b", b"<t>", b"b")
+
+        assert subject.phase == "free"
+        assert not gate().yields()
+
+
+@given(st.lists(st.sampled_from([*range(97, 100), 91, 67, 93, *range(END, TOKENS.size)])))
+def test_before_its_text_nothing_is_refused(tokens: list[int]) -> None:
+    subject = gate(b"[C]abab", begins=("[C]", "b[C]"), reasoning=THINK)
+    for each in tokens:
+        if subject.phase == "bound" and not subject.allows(each):
+            assert subject.yields()
+        assert subject.allows(each)
+        subject.accept(each)
 
 
 @given(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from server.runner import protocol
 from server.runner.inbox import Arrival
 from server.runner.preparing import MOST_STUCK, Preparing
 from server.runner.work import Work
-from server.wishes import SamplingOptions
+from server.wishes import Constraint, SamplingOptions
 
 PATIENCE_S = 20.0
 
@@ -118,3 +119,20 @@ def test_cancelled_request_is_never_told_of() -> None:
 
     assert outcomes.next() == (3, "")
     assert not outcomes.subject.cancel(3)
+
+
+def test_request_that_may_be_free_goes_on_without_a_grammar_that_takes_too_long() -> None:
+    going_on = threading.Event()
+
+    def prepare(command: protocol.Generate) -> Arrival:
+        if command.constraint is not None:
+            going_on.wait(PATIENCE_S)
+        return arrival(command)
+
+    outcomes = Outcomes(prepare, limit_s=0.05)
+    wanted = Constraint(kind="regex", source="x", begins=("x",), optional=True)
+    outcomes.subject.submit(protocol.Generate(id=1, constraint=wanted))
+    assert outcomes.next() == (1, "")
+    outcomes.subject.submit(protocol.Generate(id=2, constraint=replace(wanted, optional=False)))
+    assert outcomes.next() == (2, "the grammar takes too long to compile")
+    going_on.set()

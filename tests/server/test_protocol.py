@@ -49,7 +49,7 @@ COMMANDS = st.one_of(
             Constraint,
             kind=st.sampled_from(["json", "regex", "gbnf"]),
             source=st.text(),
-            after=st.lists(st.text(), max_size=2).map(tuple),
+            begins=st.lists(st.text(), max_size=2).map(tuple),
             reasoning=st.none() | st.builds(Reasoning, open=st.text(), close=st.text()),
         ),
     ),

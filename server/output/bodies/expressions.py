@@ -44,12 +44,13 @@ class BraceBody:
     def write(self, lark: Lark, tool: Tool) -> str:
         """The braces of one call; see `Body`."""
         required, optional = (
-            [self._written(lark, *each) for each in group] for group in declared(tool.parameters)
+            [self._written(lark, *each, strict=tool.strict) for each in group]
+            for group in declared(tool.parameters)
         )
         inner = lark.several(required, optional, ",")
         return " ".join([lark.text(f"call:{tool.name}{{"), inner, lark.text("}")])
 
-    def _written(self, lark: Lark, key: str, schema: Any) -> str:
+    def _written(self, lark: Lark, key: str, schema: Any, *, strict: bool) -> str:
         types = types_of(schema)
         mark = lark.mark(self.mark)
         if types == frozenset({"string"}):
@@ -60,7 +61,7 @@ class BraceBody:
             else:
                 value = f"{mark} {lark.until(self.mark)}"
         elif types and not types & {"string", "array", "object"}:
-            value = lark.json(schema)
+            value = lark.json(schema, strict=strict)
         else:
             value = lark.nested(mark, lark.until(self.mark))
         return f"{lark.text(key + ':')} {value}"
@@ -95,7 +96,10 @@ class PythonBody:
     def write(self, lark: Lark, tool: Tool) -> str:
         """The expression of one call; see `Body`. Values are JSON, which is understood, too."""
         required, optional = (
-            [f"{lark.text(key + '=')} {lark.json(schema)}" for key, schema in group]
+            [
+                f"{lark.text(key + '=')} {lark.json(schema, strict=tool.strict)}"
+                for key, schema in group
+            ]
             for group in declared(tool.parameters)
         )
         inner = lark.several(required, optional, ", ")

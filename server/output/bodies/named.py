@@ -51,7 +51,7 @@ class NamedBody:
             parts += [lark.text(":"), lark.pattern("[0-9]{1,2}")]
         if self.id_marks:
             parts += [lark.mark(self.id_marks[0]), lark.pattern("[a-zA-Z0-9]{9}")]
-        return " ".join([*parts, lark.mark(self.marks[0]), lark.object(tool.parameters)])
+        return " ".join([*parts, lark.mark(self.marks[0]), lark.arguments(tool)])
 
 
 def read_name(source: Source, marks: tuple[str, ...]) -> Wait[tuple[str, str]]:

@@ -60,7 +60,7 @@ class ObjectBody:
 
     def write(self, lark: Lark, tool: Tool) -> str:
         """The object of one call; see `Body`."""
-        name, arguments = json.dumps(tool.name), lark.object(tool.parameters)
+        name, arguments = json.dumps(tool.name), lark.arguments(tool)
         if self.keyed:
             return f"{lark.text(f'{{{name}: ')} {arguments} {lark.text('}')}"
         head = f'{{"{self.names[0]}": {name}, "{self.arguments[0]}": '

@@ -68,13 +68,13 @@ class TaggedBody:
     def write(self, lark: Lark, tool: Tool) -> str:
         """The name and the tagged arguments of one call; see `Body`."""
         required, optional = declared(tool.parameters)
-        arguments = [self._written(lark, *each) for each in required]
-        arguments += [f"({self._written(lark, *each)})?" for each in optional]
+        arguments = [self._written(lark, *each, strict=tool.strict) for each in required]
+        arguments += [f"({self._written(lark, *each, strict=tool.strict)})?" for each in optional]
         name = lark.text(tool.name) + (" " + lark.mark(self.name_end) if self.name_end else "")
         line = lark.pattern("\\n?")
         return " ".join([name, line, *arguments, lark.mark(self.end[0])])
 
-    def _written(self, lark: Lark, key: str, schema: Any) -> str:
+    def _written(self, lark: Lark, key: str, schema: Any, *, strict: bool) -> str:
         text = types_of(schema) == frozenset({"string"})
         line, end = lark.pattern("\\n?"), self.value_end[0]
         parts = [lark.mark(self.key[0]), lark.text(key), lark.mark(self.key[1])]
@@ -93,7 +93,7 @@ class TaggedBody:
         elif text:
             parts.append(lark.until(*closing))
         else:
-            parts += [lark.json(schema), *map(lark.mark, closing)]
+            parts += [lark.json(schema, strict=strict), *map(lark.mark, closing)]
         return " ".join([*parts, line])
 
     def _name(self, sink: CallSink) -> Wait[str]:

@@ -39,7 +39,7 @@ class _DeepSeekBody:
 
     def write(self, lark: Lark, tool: Tool) -> str:
         """One call in either form; see `Body`."""
-        separator, arguments = lark.mark(_SEPARATOR), lark.object(tool.parameters)
+        separator, arguments = lark.mark(_SEPARATOR), lark.arguments(tool)
         short = f"{lark.text(tool.name)} {separator} {arguments}"
         opening = lark.text(f"{tool.name}\n{_FENCE[0]}\n")
         closing = lark.text(f"\n{_FENCE[1]}")

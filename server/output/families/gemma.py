@@ -20,6 +20,7 @@ GEMMA3 = Family(
             openers=("```json\n", "```tool_call\n"),
             closers=("```",),
             body=ObjectBody(declared_only=True),
+            certain=False,
         ),
         Layout(openers=("```tool_code\n",), closers=("```",), body=PythonBody()),
         Layout(openers=(), body=ObjectBody(declared_only=True)),
