@@ -106,8 +106,8 @@ class Answerer:
             ServerError: with the first chunk, when there will be no answer.
         """
         started_s = self._now_s()
-        model = self._reception.find_for_generate(request.model)
-        empty = not (request.prompt or request.tokens)
+        model = self._reception.find_for_generate(request)
+        empty = not (request.prompt or request.tokens or request.infill)
         if empty and request.keep_alive_s == 0:
             yield self._unload(model)
             return
@@ -129,11 +129,11 @@ class Answerer:
         model = self._reception.find_for_chat(request.model)
         task = self._reception.check(model, request, self._now_s())
         with self.admission.enter(), self._acquire(task, gone) as lease:
-            return self._prompt(task, lease).length
+            return self._watched_prompt(task, lease, gone).length
 
     def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
         """The prompt a completion comes to. Raises as `render_chat`."""
-        model = self._reception.find_for_generate(request.model)
+        model = self._reception.find_for_generate(request)
         return self._render(self._reception.check(model, request, self._now_s()), gone)
 
     def _unload(self, model: ServedModel) -> FinishChunk:
@@ -142,8 +142,24 @@ class Answerer:
 
     def _render(self, task: Task, gone: Gone) -> str:
         with self.admission.enter(), self._acquire(task, gone) as lease:
-            prompt = self._prompt(task, lease)
+            prompt = self._watched_prompt(task, lease, gone)
             return prompt.shown or lease.runner.detokenize(prompt.tokens)
+
+    def _watched_prompt(
+        self, task: Task, lease: Lease, gone: Gone, *, again: bool = False
+    ) -> Prompt:
+        """Make the prompt: the runner counts tokens and images for it, and may die of them."""
+        mark = lease.coroner.mark_words(lease.key, task.request)
+        with lease.coroner.watching(
+            lease.runner.pid,
+            mark,
+            again=again,
+            model=lease.key,
+            gone=lambda: gone() or task.deadline.passed,
+        ):
+            prompt = self._prompt(task, lease)
+        lease.coroner.answered(mark)
+        return prompt
 
     def _prompt(self, task: Task, lease: Lease) -> Prompt:
         request, today = task.request, self._today()
@@ -158,6 +174,8 @@ class Answerer:
         """Load the model and generate; once more if the runner dies unheard."""
         for attempt in (1, 2):
             outcome = Outcome(deadline=task.deadline)
+            if isinstance(task.request, GenerateRequest):
+                outcome.lines_s = task.request.lines_s
             try:
                 with self._acquire(task, gone) as lease:
                     if empty:
@@ -196,7 +214,7 @@ class Answerer:
     def _generate(
         self, task: Task, lease: Lease, gone: Gone, outcome: Outcome, *, again: bool
     ) -> Chunks:
-        prompt = self._prompt(task, lease)
+        prompt = self._watched_prompt(task, lease, gone, again=again)
         output = output_stream(
             task.request, task.model, prompt.text, template=task.template, think=task.think
         )

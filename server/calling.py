@@ -41,13 +41,13 @@ def output_stream(
     """What splits the answer to a request.
 
     Args:
-        request: what is answered; raw prompts are answered by raw text.
+        request: what is answered; raw prompts and gaps are answered by raw text.
         model: who answers.
         prompt: its end tells whether the answer begins inside the reasoning.
         template: the request's own template, which tells tags too.
         think: reasoning is wanted.
     """
-    if isinstance(request, GenerateRequest) and request.raw:
+    if _is_plain(request):
         return OutputStream()
     tags = model.output.tags
     if template is not None and template.thinking_tags is not None:
@@ -88,13 +88,20 @@ def answer_constraint(
     constraint = request.constraint
     if isinstance(request, ChatRequest) and request.tool_choice.demanded:
         constraint = _calls(request, model, special)
-    elif constraint is not None and not (isinstance(request, GenerateRequest) and request.raw):
+    elif constraint is not None and not _is_plain(request):
         constraint = replace(constraint, lead=answer_lead(model.output.family, special))
     elif isinstance(request, ChatRequest) and request.tools and model.constrains_calls:
         constraint = _begun(request, model, special)
     if constraint is not None and output.thinks:
         constraint = replace(constraint, reasoning=output.reasoning)
     return constraint
+
+
+def _is_plain(request: RequestOptions) -> bool:
+    """Whether the answer is text and nothing else."""
+    if not isinstance(request, GenerateRequest):
+        return False
+    return request.raw or request.infill is not None
 
 
 def _calls(request: ChatRequest, model: ServedModel, special: Special) -> Constraint:

@@ -28,6 +28,7 @@ from server.errors import (
     LoadFailedError,
     ServerError,
 )
+from server.infill import GapTokens, gap_tokens
 from server.output.detect import Detected
 from server.prompt.choice import Choice, GoTemplates, choose
 
@@ -91,6 +92,17 @@ class ServedModel:
         has |= {"vision"} if self.projector is not None else set()
         known = ("tools", "insert", "vision", "thinking")
         return ("completion", *(name for name in known if name in has))
+
+    @property
+    def inserts(self) -> bool:
+        """Whether gaps can be filled, also by tokens that only their names tell."""
+        can = self.can("completion")
+        return can and (self.can("insert") or self.gap_tokens is not None)
+
+    @property
+    def gap_tokens(self) -> GapTokens | None:
+        """What frames a gap in the vocabulary."""
+        return _gap_tokens(self.installed.model_path)
 
     @property
     def key(self) -> str:
@@ -365,6 +377,15 @@ def _output(
     """Cached as `_choice`, and for its reason."""
     choice = _choice(model_path, layer, go_templates)
     return detect_output(choice, override=override, parser=parser)
+
+
+@functools.lru_cache(maxsize=256)
+def _gap_tokens(model_path: Path) -> GapTokens | None:
+    """Cached as `_traits`; reads the whole vocabulary where keys are missing."""
+    header = read_header(model_path)
+    values: Any = header.metadata.get("tokenizer.ggml.tokens") or ()
+    names = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
+    return gap_tokens(header.metadata, names)
 
 
 def _normalizes(header: GgufHeader, architecture: str) -> bool:

@@ -128,16 +128,46 @@ class ChatRequest(RequestOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Snippet:
+    """A text beside a gap; ``name`` is a file's, or empty."""
+
+    text: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Infill:
+    """A gap to be filled.
+
+    Attributes:
+        prefix: what stands before it.
+        suffix: what stands behind it.
+        lead: how what fills it begins.
+        others: texts that may help, the most important last.
+    """
+
+    prefix: str
+    suffix: str
+    lead: str = ""
+    others: tuple[Snippet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest(RequestOptions):
     """A single prompt to be completed.
 
     Attributes:
         prompt: a text; it goes through the template unless ``raw``.
         tokens: token ids to be continued as they are, in place of a prompt.
+        infill: a gap to be filled, in place of a prompt.
+        lines_s: once this many seconds have gone since the first token, the answer ends with the
+            line it is in; 0 for never.
     """
 
     prompt: str = ""
     tokens: tuple[int, ...] = ()
+    infill: Infill | None = None
+    lines_s: float = 0.0
     system: str | None = None
     template: str | None = None
     suffix: str = ""

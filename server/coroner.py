@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 import math
 import secrets
@@ -25,6 +26,7 @@ from appliance.crashes import CrashFolder, CrashRecord
 from appliance.errors import AppError
 from appliance.journal import timestamp
 from hwprobe.settings import EngineSettings
+from server.chat import RequestOptions
 from server.errors import ClientGoneError, HeldBackError
 from server.quarantine import Breaker, BreakerPolicy, Quarantine, QuarantinePolicy
 from server.runner import protocol
@@ -36,6 +38,9 @@ GONE_POLL_S = 0.05
 _MARK_CHARACTERS = 16
 
 LOG = logging.getLogger("satchel.server")
+
+Computed = protocol.Generate | protocol.Embed | protocol.Tokenize | protocol.Detokenize
+"""What a runner can die of."""
 
 
 class Coroner:
@@ -72,14 +77,20 @@ class Coroner:
         self._in_flight: dict[int, Counter[str]] = {}
         self._second_tries: dict[str, threading.Lock] = {}
 
-    def mark(self, model: str, request: protocol.Generate | protocol.Embed) -> str:
+    def mark(self, model: str, request: Computed) -> str:
         """The mark of a request for a model; what only chance or length depend on is left out."""
         if isinstance(request, protocol.Generate):
             sampling = replace(request.sampling, seed=0, num_predict=0)
             request = replace(request, sampling=sampling)
-        text = protocol.encode(replace(request, id=0, tenant="", scope=""))
-        digest = hmac.new(self._key, model.encode() + b"\0" + text, hashlib.sha256)
-        return digest.hexdigest()[:_MARK_CHARACTERS]
+        if isinstance(request, protocol.Generate | protocol.Embed):
+            request = replace(request, tenant="", scope="")
+        return self._marked(model, protocol.encode(replace(request, id=0)))
+
+    def mark_words(self, model: str, request: RequestOptions) -> str:
+        """The mark of a request that is being made into a prompt: of all that this depends on."""
+        words = replace(request, options={}, keep_alive_s=None, stream=True, tenant="")
+        text = json.dumps(asdict(words), default=_stand_in)
+        return self._marked(model, text.encode())
 
     @contextmanager
     def watching(
@@ -177,6 +188,10 @@ class Coroner:
             except AppError as error:
                 LOG.warning("%s: %s", name, error)
 
+    def _marked(self, model: str, text: bytes) -> str:
+        digest = hmac.new(self._key, model.encode() + b"\0" + text, hashlib.sha256)
+        return digest.hexdigest()[:_MARK_CHARACTERS]
+
     @contextmanager
     def _counted(self, runner: int, mark: str) -> Iterator[None]:
         with self._lock:
@@ -203,3 +218,8 @@ class Coroner:
             yield
         finally:
             turn.release()
+
+
+def _stand_in(value: object) -> str:
+    """For an image: its digest."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)

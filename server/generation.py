@@ -72,6 +72,8 @@ class Outcome:
         reasoning_tokens: tokens whose text was reasoning.
         deadline: when it has to be over; set by whoever makes the outcome.
         enough: the answer is whole, whatever the model would go on with.
+        lines_s: so long after its first text, the answer is whole once it holds a line break; 0
+            for never. Set by whoever makes the outcome.
     """
 
     started: bool = False
@@ -82,6 +84,7 @@ class Outcome:
     reasoning_tokens: int = 0
     deadline: Deadline = NEVER
     enough: bool = False
+    lines_s: float = 0.0
 
 
 def complete(
@@ -172,12 +175,17 @@ def _pieces(
 ) -> Generator[Piece, None, None]:
     """Split the text of rows; hold log-probabilities until there is text to go with."""
     waiting: tuple[TokenLogprob, ...] = ()
+    now_s = outcome.deadline.now_s
+    first_s, lines = math.inf, False
     for row in from_rows:
         waiting += tuple(read_logprob(entry) for entry in row.logprobs)
         pieces = output.feed(row.text)
         if outcome.row is row:
             pieces += output.finish()
-        outcome.enough = output.enough
+        if row.text:
+            first_s, lines = min(first_s, now_s()), lines or "\n" in row.text
+        overdue = 0 < outcome.lines_s < now_s() - first_s
+        outcome.enough = output.enough or (lines and overdue)
         if any(isinstance(piece, ThinkingChunk) for piece in pieces):
             outcome.reasoning_tokens += len(row.tokens)
         for piece in pieces:

@@ -16,6 +16,8 @@ from server.catalogue import ServedModel
 from server.chat import ChatRequest, GenerateRequest, Message
 from server.conversation import PROMPT_TOO_LONG, assemble, fit
 from server.errors import BadRequestError, LoadFailedError
+from server.infill import gap_prompt, gap_text
+from server.options import resolve_options
 from server.placing import Marks
 from server.prompt.gotemplate.messages import PromptInput
 from server.prompt.gotemplate.prompt import PromptTemplate
@@ -168,6 +170,8 @@ def generate_prompt(
     if request.tokens:
         _check_token_ids(request.tokens, runner.ready.n_vocab, field="prompt")
         prompt = Prompt(text="", tokens=request.tokens)
+    elif request.infill is not None:
+        prompt = _gap_filled(request, model, lease, template=inserts, today=today)
     elif request.suffix and inserts is not None and not request.raw:
         given = PromptInput(prompt=request.prompt, suffix=request.suffix, think=think)
         text = _render(model, given, template=inserts, today=today)
@@ -195,6 +199,32 @@ def inserting(model: ServedModel, template: PromptTemplate | None) -> PromptTemp
         if candidate is not None and "insert" in candidate.capabilities:
             return candidate
     return None
+
+
+def _gap_filled(
+    request: GenerateRequest,
+    model: ServedModel,
+    lease: Lease,
+    *,
+    template: PromptTemplate | None,
+    today: dt.date,
+) -> Prompt:
+    """Around a gap with other texts, by the vocabulary's own tokens, else by the template."""
+    gap, runner = request.infill, lease.runner
+    assert gap is not None
+    tokens = model.gap_tokens
+    if tokens is None:
+        given = PromptInput(prompt=gap_text(gap), suffix=gap.suffix)
+        text = _render(model, given, template=template, today=today)
+        return Prompt(text=text, tokens=runner.tokenize(text))
+    tokenize = functools.partial(runner.tokenize, add_bos=False, parse_special=False)
+    num_ctx = lease.settings.num_ctx
+    answer = resolve_options(model.installed.parameters, request.options)[0].num_predict
+    answer = min(answer if answer >= 0 else num_ctx, num_ctx // 4)
+    ids = gap_prompt(
+        gap, tokens, tokenize, opening=runner.tokenize(""), room=num_ctx - max(answer, 1)
+    )
+    return Prompt(text="", tokens=ids)
 
 
 def _filled_in(request: GenerateRequest, fim: tuple[int, int, int], runner: Runner) -> Prompt:

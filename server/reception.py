@@ -74,17 +74,27 @@ class Reception:
             raise ModelNotFoundError(f"model '{text}' not found")
         return model
 
-    def find_for_generate(self, text: str) -> ServedModel:
-        """The model a completion names.
+    def find_for_generate(self, request: GenerateRequest) -> ServedModel:
+        """The model a completion names; one that fills a gap may name none if there is one only.
 
         Raises:
             ModelNotFoundError: there is none of this name.
+            BadRequestError: it names none, and there are several.
         """
+        text = request.model
+        if request.infill is not None and not text.strip():
+            return self._only_inserter()
         name = read_reference(text)
         model = self._catalogue.find(name) if name is not None else None
         if model is None:
             raise ModelNotFoundError(f"model '{text}' not found")
         return model
+
+    def _only_inserter(self) -> ServedModel:
+        found = [model for model in self._catalogue.all() if model.inserts]
+        if len(found) != 1:
+            raise BadRequestError(f"model is required: {len(found)} models here fill gaps")
+        return found[0]
 
     def check(self, model: ServedModel, request: RequestOptions, started_s: float) -> Task:
         """Check what can be checked without the model.
@@ -140,6 +150,8 @@ def _check_generate(
     if not model.can("completion"):
         raise BadRequestError(f'"{request.model}" does not support generate')
     full_name = model.installed.name.full()
+    if request.infill is not None and not model.inserts:
+        raise BadRequestError(f"{full_name} does not support insert")
     if request.suffix and not model.can("insert") and inserting(model, template) is None:
         raise BadRequestError(f"{full_name} does not support insert")
     if request.images and not model.can("vision"):

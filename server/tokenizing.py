@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.desk import Desk
+from server.coroner import Computed
+from server.desk import Desk, Terms
 from server.errors import BadRequestError
 from server.generation import Gone
+from server.runner import protocol
+from server.scheduler import Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,12 @@ class Tokenizing:
         desk = self._desk
         started_s = desk.now_s()
         terms = desk.terms(desk.find(request.model), request, started_s, gone)
-        with desk.admission.enter(), desk.acquire(terms) as lease:
+        command = protocol.Tokenize(id=0, text=request.text)
+        with (
+            desk.admission.enter(),
+            desk.acquire(terms) as lease,
+            _watched(lease, terms, command),
+        ):
             answer = lease.runner.lex(
                 request.text, framed=request.add_special, parse_special=request.parse_special
             )
@@ -100,7 +109,8 @@ class Tokenizing:
         terms = desk.terms(desk.find(request.model), request, started_s, gone)
         with desk.admission.enter(), desk.acquire(terms) as lease:
             _check(request.tokens, lease.runner.ready.n_vocab)
-            text = lease.runner.detokenize(request.tokens)
+            with _watched(lease, terms, protocol.Detokenize(id=0, tokens=request.tokens)):
+                text = lease.runner.detokenize(request.tokens)
         return Lexed(
             text=text,
             tokens=request.tokens,
@@ -108,6 +118,15 @@ class Tokenizing:
             load_s=lease.load_s,
             total_s=desk.now_s() - started_s,
         )
+
+
+@contextmanager
+def _watched(lease: Lease, terms: Terms, command: Computed) -> Iterator[None]:
+    """While inside, the runner may die of this command."""
+    mark = lease.coroner.mark(lease.key, command)
+    with lease.coroner.watching(lease.runner.pid, mark, model=lease.key, gone=terms.over):
+        yield
+    lease.coroner.answered(mark)
 
 
 def _check(tokens: tuple[int, ...], size: int) -> None:

@@ -67,7 +67,9 @@ _CONVERSATION: Fields = {
         top_p=NUMBER,
         top_k=INTEGER,
         stop_sequences=STRINGS,
-        tools=array(record(("name",), name=STRING, description=STRING, input_schema=OBJECT)),
+        tools=array(
+            record(("name",), name=STRING, description=STRING, input_schema=OBJECT, strict=BOOLEAN)
+        ),
         tool_choice=record(("type",), type=one_of("auto", "any", "tool", "none"), name=STRING),
         thinking=record(
             ("type",), type=one_of("enabled", "adaptive", "disabled"), budget_tokens=INTEGER

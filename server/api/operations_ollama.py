@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from server.api import openapi
+from server.api.infill import OPTIONS as INFILL_OPTIONS
 from server.api.openapi import (
+    ANYTHING,
     BASE64,
     BOOLEAN,
     INTEGER,
@@ -11,6 +13,7 @@ from server.api.openapi import (
     NATIVE_OPTIONS,
     NDJSON,
     OBJECT,
+    SSE,
     STRING,
     STRINGS,
     TEXT,
@@ -25,7 +28,9 @@ from server.api.openapi import (
     supported,
 )
 
-_FUNCTION: Json = record(("name",), name=STRING, description=STRING, parameters=OBJECT)
+_FUNCTION: Json = record(
+    ("name",), name=STRING, description=STRING, parameters=OBJECT, strict=BOOLEAN
+)
 TOOL: Json = record(("function",), type=one_of("function"), function=_FUNCTION)
 _MESSAGE: Json = record(
     ("role",),
@@ -212,6 +217,35 @@ _TOKENIZE: Fields = {
     ),
 }
 _DETOKENIZE: Fields = {**_NAMED_MODEL, **supported(tokens=array(INTEGER))}
+_INFILL: Fields = {
+    **_NAMED_MODEL,
+    **supported(
+        input_prefix=STRING,
+        input_suffix=STRING,
+        input_extra=array(record(("text",), text=STRING, filename=STRING)),
+        prompt=STRING,
+        n_predict=INTEGER,
+        n_keep=INTEGER,
+        t_max_predict_ms=INTEGER,
+        stream=BOOLEAN,
+        response_fields=STRINGS,
+        logit_bias=ANYTHING,
+        grammar=STRING,
+        json_schema=OBJECT,
+        max_tokens=INTEGER,
+        **dict.fromkeys(INFILL_OPTIONS, ANYTHING),
+    ),
+    **ignored(
+        "n_indent",
+        "t_max_prompt_ms",
+        "cache_prompt",
+        "samplers",
+        "id_slot",
+        "n_probs",
+        "return_tokens",
+        "ignore_eos",
+    ),
+}
 RERANK: Fields = {
     **_NAMED_MODEL,
     **supported(
@@ -250,6 +284,15 @@ OLLAMA_TEXTS = (
         dialect="Ollama",
         fields=RERANK,
         required=("model", "query", "documents"),
+    ),
+    Operation(
+        method="POST",
+        path="/infill",
+        summary="What stands between two texts, as llama-server's editors ask for it.",
+        dialect="OpenAI",
+        fields=_INFILL,
+        required=("input_prefix", "input_suffix"),
+        answers=(openapi.JSON, SSE),
     ),
     *(
         Operation(

@@ -208,7 +208,11 @@ OPENAI = (
                 ),
                 tools=array(
                     record(
-                        ("type", "name"), type=one_of("function"), name=STRING, parameters=OBJECT
+                        ("type", "name"),
+                        type=one_of("function"),
+                        name=STRING,
+                        parameters=OBJECT,
+                        strict=BOOLEAN,
                     )
                 ),
                 tool_choice=_CHOICE,

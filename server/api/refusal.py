@@ -7,7 +7,7 @@ from typing import Any
 from server.api import anthropic_write, openai_write
 
 _ANTHROPIC = "/v1/messages"
-_OPENAI = "/v1/"
+_OPENAI = ("/v1/", "/infill")
 
 
 def refusal(path: str, message: str, status: int) -> dict[str, Any]:

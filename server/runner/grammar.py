@@ -56,6 +56,9 @@ LIMITS = LLParserLimits(
 )
 """Times are those llguidance states."""
 
+_LONGEST_SPELLED = 64
+"""Bytes. Why: texts of control tokens are shorter."""
+
 _OPTIONS: Any = {
     "lenient": True,
     "coerce_one_of": False,
@@ -101,7 +104,18 @@ class GuidanceMatcher:
         self._check()
         each = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size]
         ids: npt.NDArray[np.int64] = np.flatnonzero(each)
+        if len(ids) == 1 and not self.allows(int(ids[0])):
+            return self._spelled()
         return ids
+
+    def _spelled(self) -> npt.NDArray[np.int64]:
+        """Tokens that begin a text that must come and is that of a control token.
+
+        The engine's tokenizer cuts such a text to the control token, which no grammar takes for it.
+        """
+        text = bytes(self._native.compute_ff_bytes())[:_LONGEST_SPELLED]
+        firsts = {self._tokenizer.tokenize_bytes(text[:n])[0] for n in range(1, len(text) + 1)}
+        return np.array(sorted(filter(self.allows, firsts)), np.int64)
 
     def accept(self, token: int) -> None:
         """Go on behind a token."""

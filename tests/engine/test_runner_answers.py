@@ -12,6 +12,7 @@ import pytest
 
 from server.runner import protocol
 from server.runner.marking import MARK
+from server.runner.spelling import SPELLED
 from server.wishes import Constraint
 from tests.engine.runner_driver import DEMO, Driver, settings
 
@@ -233,7 +234,7 @@ class TestRefusals:
         request = runner._next - 1
         runner.finish(request)
 
-        bad = {"kind": "\ud800", "after": (), "reasoning": None}
+        bad = {"kind": "\ud800", "begins": (), "reasoning": None}
         command = json.dumps(
             {**json.loads(protocol.encode(runner.command("x"))), "constraint": bad}
         )
@@ -350,7 +351,7 @@ class TestGrammar:
             constraint=Constraint(kind="gbnf", source='root ::= "<|im_start|>"'),
         )
 
-        assert row.text == "<|im_start|>"
+        assert row.text == f"<|im_start|{SPELLED}>"
         assert 3060 not in row.tokens
 
     def test_grammar_works_beside_free_answers(self, runner: Driver) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from server.errors import EngineRefusedError
+from server.output.stream import SPELLED as OUTPUT_MARK
 from server.runner.grammar import KEPT, Compiler, EngineMatcher
 from server.runner.native import LIB
+from server.runner.spelling import SPELLED
 from server.runner.vocabulary import Vocabulary
 from server.wishes import Constraint
 from tests.engine.runner_driver import DEMO, Driver, settings
@@ -222,6 +225,16 @@ class TestSchemas:
         with pytest.raises(EngineRefusedError, match="uniqueItems"):
             compiler.compile(constraint("json_schema", schema, strict=True))
 
+    def test_texts_of_control_tokens_may_be_spelled(self, compiler: Compiler) -> None:
+        matcher = compiler.compile(constraint("json_schema", {"const": "<tool_call>"})).matcher
+        said: list[int] = []
+        while not matcher.complete and len(said) < 20:
+            said.append(int(matcher.allowed()[0]))
+            matcher.accept(said[-1])
+
+        assert 3068 not in said
+        assert len(said) > 3
+
     def test_forced_tokens_are_known(self, compiler: Compiler, vocabulary: Vocabulary) -> None:
         matcher = compiler.compile(constraint("regex", "an air gap, [0-9]{3}")).matcher
 
@@ -274,3 +287,28 @@ class TestEngineGrammar:
         assert again.takes(b"<|im_start|>c")
         subject.close()
         again.close()
+
+
+class TestBegunByAText:
+    """In a real runner: what a text begins is bound, and given up where that cannot be."""
+
+    def test_bound_from_the_text_on_and_free_again(self, runner: Driver) -> None:
+        free = runner.generate(PING, num_predict=20)
+        assert free.text == "pong"
+        wanted = constraint("lark", 'start: "p" /[0-9]{3}/ "!"', begins=("p",), optional=True)
+        row = runner.generate(PING, num_predict=20, constraint=wanted)
+        assert re.match(r"p[0-9]{3}!", row.text), row
+
+    def test_what_cannot_be_compiled_leaves_the_answer_free(self, runner: Driver) -> None:
+        wanted = constraint("lark", "start: (", begins=("po",), optional=True)
+        assert runner.generate(PING, num_predict=20, constraint=wanted).text == "pong"
+        refused = constraint("lark", "start: (", begins=("po",))
+        assert runner.generate(PING, num_predict=20, constraint=refused).refused
+
+
+class TestSpelledControlTokens:
+    def test_they_are_marked_and_those_of_the_token_are_not(self, runner: Driver) -> None:
+        spelled = constraint("lark", 'start: "<tool" /_/ "call>" <[3068]> "x"')
+        row = runner.generate(PING, num_predict=40, constraint=spelled)
+        assert row.text == f"<tool_call{SPELLED}><tool_call>x"
+        assert OUTPUT_MARK == SPELLED

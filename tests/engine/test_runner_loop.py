@@ -18,6 +18,7 @@ from server.runner.loop import Loop
 from server.runner.proposing import Proposer
 from server.runner.protocol import Row, Step
 from server.runner.shape import Shape
+from server.runner.spelling import Spellings
 from server.runner.work import Work
 from server.wishes import SamplingOptions
 
@@ -65,6 +66,8 @@ class Engine:
             piece=lambda token: b"%d " % token,
             whole_piece=lambda token: b"%d " % token,
             is_end=lambda token: token == SIZE - 1,
+            is_framing=lambda _token: False,
+            spellings=Spellings(),
         )
         self.batch = Batch()
         self.cache: dict[int, list[int]] = {n: [] for n in range(self.shape.sequences)}

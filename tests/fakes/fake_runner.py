@@ -14,6 +14,7 @@ object: in ``--script FILE``, else in the model file itself, else (a model file 
     hang_load           never become ready, never report progress
     crash_after_steps   die at this step, counted over the life of the process
     crash_on            die at the first step with a request whose prompt holds this text
+    crash_on_words      die when it is to tokenize a text that holds this
     crash_signal        the signal it dies by (default 9); 0 means exit code 3
     hang                accept requests and never answer them
     deaf                never read the socket after the load
@@ -179,6 +180,8 @@ class FakeRunner:
             case protocol.Cancel():
                 self._cancel(message.id)
             case protocol.Tokenize():
+                if (poison := self._script.get("crash_on_words")) and poison in message.text:
+                    self._die()
                 ids = self._vocabulary.tokenize(
                     message.text, add_bos=message.add_bos or message.framed
                 )

@@ -93,15 +93,17 @@ _BLOCKS: dict[str, tuple[str, int, str, Callable[[str, int], Shapes]]] = {
 Source of names and shapes: the engine's src/models, one file per architecture."""
 
 
-def write_random(kind: str, path: Path, *, seed: int = 1) -> Path:
-    """Write a model of a kind of `_BLOCKS`."""
+def write_random(
+    kind: str, path: Path, *, seed: int = 1, metadata: dict[str, gguf.Value] | None = None
+) -> Path:
+    """Write a model of a kind of `_BLOCKS`; ``metadata`` are keys beside the usual ones."""
     architecture, blocks, last_norm, block = _BLOCKS[kind]
     shapes: Shapes = {"token_embd.weight": (WIDE, VOCABULARY), f"{last_norm}.weight": (WIDE,)}
     for index in range(blocks):
         shapes |= block(f"blk.{index}", index)
     rng = np.random.default_rng(seed)
     tensors = [_tensor(name, shape, rng) for name, shape in shapes.items()]
-    gguf.write(path, _metadata(architecture, blocks), tensors)
+    gguf.write(path, {**_metadata(architecture, blocks), **(metadata or {})}, tensors)
     return path
 
 

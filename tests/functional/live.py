@@ -10,7 +10,7 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -136,6 +136,7 @@ class LiveServer:
         export: Path | None = None,
         engine: bool = False,
         output_format: str = "",
+        constrain_calls: Callable[[ModelName], bool] = lambda _name: True,
     ) -> None:
         """``engine`` runs the real engine instead of the script."""
         tmp_path.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,10 @@ class LiveServer:
             limits=SchedulerLimits(max_queue=max_queue),
         )
         catalogue = Catalogue(
-            self.store, go_templates=server.go_template, output_format=lambda _: output_format
+            self.store,
+            go_templates=server.go_template,
+            output_format=lambda _: output_format,
+            constrain_calls=constrain_calls,
         )
         planner = Planner(config=replace(config, server=server), machines=Machines(lambda: MACHINE))
         self.answerer = Answerer(

@@ -42,6 +42,39 @@ def test_request_that_crashes_twice_is_refused_for_a_while(tmp_path: Path) -> No
         assert server.post("/api/chat", **chat("another", stream=False))[0] == 200
 
 
+WORDS = {"crash_on_words": POISON, "crash_signal": int(signal.SIGSEGV), "words": ["fine"]}
+
+
+def test_request_whose_tokenization_crashes_is_recorded_and_refused_for_a_while(
+    tmp_path: Path,
+) -> None:
+    with LiveServer(tmp_path, script=WORDS) as server:
+        status, answer = server.post("/api/chat", **chat(f"a {POISON} b", stream=False))
+        assert (status, len(records(server))) == (500, 2)
+        assert "SIGSEGV" in answer["error"]
+        assert all(len(record.marks) == 1 for record in records(server))
+        again = chat(f"a {POISON} b", stream=False, options={"seed": 7}, keep_alive=60)
+        status, answer = server.post("/api/chat", **again)
+        assert status == 503
+        assert answer["error"].startswith("request: held back for ")
+        assert len(records(server)) == 2, "it was not tokenized a third time"
+        assert server.post("/api/chat", **chat("another", stream=False))[0] == 200
+
+
+def test_text_whose_tokenization_alone_crashes_is_refused_for_a_while(tmp_path: Path) -> None:
+    with LiveServer(tmp_path, script=WORDS) as server:
+        asks: list[tuple[str, dict[str, Any]]] = [
+            ("/api/tokenize", {"model": "tiny", "text": f"x {POISON}"}),
+            ("/api/chat", chat(f"y {POISON}", _debug_render_only=True)),
+            ("/v1/messages/count_tokens", chat(f"z {POISON}")),
+        ]
+        for number, (path, body) in enumerate(asks):
+            assert server.ask("POST", path, body)[0] == 500
+            assert len(records(server)) == number + 1
+            assert server.ask("POST", path, body)[0] in (503, 529)
+            assert len(records(server)) == number + 1
+
+
 def test_refusal_has_the_dialect_of_the_path(tmp_path: Path) -> None:
     with LiveServer(tmp_path, script=SEGV) as server:
         body = chat(POISON, stream=True)

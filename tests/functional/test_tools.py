@@ -48,8 +48,11 @@ GREETED: Any = [{"role": "user", "content": "Hello"}]
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("tools")
-    with LiveServer(folder, engine=True) as live:
+    with LiveServer(
+        folder, engine=True, constrain_calls=lambda name: name.model != "unbound"
+    ) as live:
         put_model(live.store, "demo", folder, weights=DEMO.read_bytes())
+        put_model(live.store, "unbound", folder, weights=DEMO.read_bytes())
         layer = (DEMO.parent / "ollama.template").read_text()
         put_model(
             live.store, "layered", folder, weights=DEMO.read_bytes(), texts={"template": layer}
@@ -164,6 +167,66 @@ def test_demanded_call_comes_whatever_was_said(compatible: openai.OpenAI, effort
             assert isinstance(arguments["city"], str)
         assert answer.choices[0].finish_reason == "tool_calls"
         assert not answer.choices[0].message.content
+
+
+CALL_TOKEN = 3068
+"""``<tool_call>`` in the demo model's vocabulary."""
+
+
+def pushed(model: str, **more: Any) -> dict[str, Any]:
+    """A request without a demand, whose model is pushed into a call it is not inclined to."""
+    asked: dict[str, Any] = {"model": model, "messages": GREETED, "tools": [TIME]}
+    asked |= {"parallel_tool_calls": False, "temperature": 1.8, "seed": 3, "max_tokens": 200}
+    return asked | {"reasoning_effort": "none", "logit_bias": {str(CALL_TOKEN): 100}, **more}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("seed", range(3))
+def test_call_that_the_model_begins_of_itself_fits_the_schema(
+    demo: LiveServer, compatible: openai.OpenAI, seed: int
+) -> None:
+    answer = compatible.chat.completions.create(**pushed("demo", seed=seed))
+    assert answer.choices[0].message.tool_calls is not None
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "get_time"
+    assert json.loads(call.function.arguments) in ({"zone": "UTC"}, {"zone": "CET"})
+    status, free = demo.post("/v1/chat/completions", **pushed("unbound", seed=seed))
+    assert status == 200
+    assert not free["choices"][0]["message"].get("tool_calls")
+
+
+@pytest.mark.engine
+def test_answer_without_a_call_is_the_same_where_calls_are_bound(demo: LiveServer) -> None:
+    for turns in (GREETED, [{"role": "user", "content": "Why is the sky blue?"}]):
+        for think in (True, False):
+            body = {"messages": turns, "tools": [WEATHER, TIME], "think": think, "stream": False}
+            body["options"] = {"temperature": 0.7, "seed": 5, "num_predict": 150}
+            bound, free = (
+                demo.post("/api/chat", model=model, **body)[1]["message"]
+                for model in ("demo", "unbound")
+            )
+            assert bound == free
+
+
+@pytest.mark.engine
+def test_strict_tool_with_a_keyword_that_cannot_be_enforced_is_refused(demo: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    body: dict[str, Any] = {"model": "demo", "messages": GREETED, "stream": False}
+    for choice in ("auto", "required"):
+        for strict in (True, False):
+            tool = {"name": "f", "parameters": schema, "strict": strict}
+            status, answer = demo.post(
+                "/v1/chat/completions",
+                **body,
+                tools=[{"type": "function", "function": tool}],
+                tool_choice=choice,
+                max_tokens=1,
+            )
+            assert status == (400 if strict else 200), answer
+            if strict:
+                assert answer["error"]["message"] == (
+                    "json schema: this cannot be enforced: uniqueItems"
+                )
 
 
 @pytest.mark.engine

@@ -17,10 +17,15 @@ GEMMA3 = Family(
     name="gemma3",
     layouts=(
         Layout(
-            openers=("```json\n", "```tool_call\n"),
+            openers=("```json\n",),
             closers=("```",),
             body=ObjectBody(declared_only=True),
             certain=False,
+        ),
+        Layout(
+            openers=("```tool_call\n",),
+            closers=("```",),
+            body=ObjectBody(declared_only=True),
         ),
         Layout(openers=("```tool_code\n",), closers=("```",), body=PythonBody()),
         Layout(openers=(), body=ObjectBody(declared_only=True)),
