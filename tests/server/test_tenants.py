@@ -25,6 +25,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/embeddings": {"prompt": "hi"},
     "/v1/chat/completions": {"messages": HI},
     "/v1/completions": {"prompt": "hi"},
+    "/infill": {"input_prefix": "a", "input_suffix": "b"},
     "/v1/responses": {"input": "hi"},
     "/v1/messages": {"messages": HI, "max_tokens": 5},
     "/v1/messages/count_tokens": {"messages": HI},
