@@ -10,11 +10,17 @@ from dataclasses import dataclass, replace
 
 from appliance.catalogue import Catalogue
 from appliance.config import TrustConfig
-from appliance.errors import AppError, OtherChannelError, RootBehindError
+from appliance.errors import (
+    AppError,
+    OlderBundleError,
+    OtherChannelError,
+    RootBehindError,
+)
 from appliance.policyfile import load_policy
 from appliance.trust import TrustPolicy, check_audience, check_expiry
 from bundler.format import envelope
 from bundler.format.chain import VerifiedRoot, walk
+from bundler.format.consent import VerifiedPermit
 from bundler.format.digest import Digest
 from bundler.format.envelope import VerifiedManifest
 from bundler.format.errors import ChannelRefusedError, FormatError, UnsupportedError
@@ -32,12 +38,14 @@ class Admitted:
         verified: its statement.
         policy: what the site trusts and accepted, installed models included.
         warnings: lines the operator should see.
+        permit: what lets it in although it is older.
     """
 
     bundle: BundleDirectory
     verified: VerifiedManifest
     policy: TrustPolicy
     warnings: tuple[str, ...]
+    permit: VerifiedPermit | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -111,6 +119,7 @@ def check_admission(
     now: str,
     version: str,
     allow_rollback: str = "",
+    permit: VerifiedPermit | None = None,
 ) -> tuple[str, ...]:
     """Step 5: is it for this release and this site, and not older than what was accepted?
 
@@ -120,7 +129,9 @@ def check_admission(
         config: site, and what to do with expired bundles.
         now: the present, RFC 3339 in UTC.
         version: of this release, such as ``0.1.0``.
-        allow_rollback: ``channel:seq`` as the operator typed it.
+        allow_rollback: ``channel:seq`` as the operator typed it; where the root says who may
+            permit an older bundle, that is not enough.
+        permit: that lets it in although it is older, from `appliance.permits`.
 
     Returns:
         Warnings.
@@ -142,13 +153,39 @@ def check_admission(
     check_audience(info.audience, config.site)
     strict = policy.root is not None and policy.root.root.expired == "refuse"
     late = check_expiry(info.expires, now=now, policy="refuse" if strict else config.expired)
-    policy.check_sequence(info.channel, info.seq, verified.digest, allow_rollback=allow_rollback)
+    _check_order(verified, policy, allow_rollback, permit)
+    if permit is not None:
+        warnings.append(f"older than {info.channel} {permit.permit.instead_of}, by a permit")
     warnings += [late] if late else []
     if info.refresh_by is not None and now > info.refresh_by:
         warnings.append(f"a newer bundle was due by {info.refresh_by}")
     if manifest.requires.engine is not None:
         warnings.append(f"the bundle asks for engine {manifest.requires.engine} or later")
     return tuple(warnings)
+
+
+def _check_order(
+    verified: VerifiedManifest,
+    policy: TrustPolicy,
+    allow_rollback: str,
+    permit: VerifiedPermit | None,
+) -> None:
+    info = verified.manifest.bundle
+    strict = policy.rollback_role() is not None
+    try:
+        policy.check_sequence(
+            info.channel,
+            info.seq,
+            verified.digest,
+            allow_rollback="" if strict else allow_rollback,
+            permitted=permit is not None,
+        )
+    except OlderBundleError as error:
+        if not strict:
+            raise
+        raise OlderBundleError(
+            str(error), hint="the root asks for a permit beside it: satchel-bundle permit"
+        ) from error
 
 
 def _check_root(manifest: Manifest, policy: TrustPolicy, now: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ AppError                        1
 │   ├── ExpiredError           11  the bundle is past its date and the site refuses such
 │   ├── RootBehindError        11  the bundle asks for a newer trust root than is here
 │   ├── RevokedBundleError     11  the trust root revoked the bundle
+│   ├── ApprovalMissingError   16  the bundle is staged, and waits for operators' approvals
 │   ├── OtherChannelError      11  the name belongs to a model of another channel
 │   └── RolledBackError        12
 │       ├── OlderBundleError   12  a newer bundle of this channel was accepted before
@@ -142,6 +143,12 @@ class RevokedBundleError(PolicyError):
 
 class OtherChannelError(PolicyError):
     """A model of this name came on another channel."""
+
+
+class ApprovalMissingError(PolicyError):
+    """The bundle is verified and staged, and waits for operators to approve it."""
+
+    exit_code = 16
 
 
 class RolledBackError(PolicyError):

@@ -26,21 +26,25 @@ from appliance.admission import (
 )
 from appliance.admission import verify_envelope as verify_signatures
 from appliance.bringing import bring
-from appliance.errors import AppError
+from appliance.errors import AppError, ApprovalMissingError
 from appliance.intake import Arrival, Intake, plan_intake
 from appliance.journal import Journal
 from appliance.media import open_media
 from appliance.model import Origin, Provenance
+from appliance.permits import permit_for
 from appliance.policyfile import adopt_root, load_policy, save_policy
 from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
 from appliance.site import Observer, Request, Site
 from appliance.staging import discard
 from appliance.store import Store, StoreWriter
 from appliance.unfinished import drop, unfinished
+from appliance.waiting import Asked, approved_by, forget, keep
 from bundler.format.chain import VerifiedRoot
 from bundler.format.digest import Digest
-from bundler.format.errors import BundleError
-from bundler.format.volume import BundleDirectory
+from bundler.format.envelope import parse as parse_envelope
+from bundler.format.errors import BundleError, DamagedError
+from bundler.format.keys import KeyId
+from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
 
 
 def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
@@ -69,12 +73,22 @@ def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
                 _undo(plan, admitted, writer)
             _record_refusal(site, bundle, error)
             raise
+        role = admitted.policy.approver_role()
+        approved: frozenset[KeyId] = frozenset()
+        if role is not None and (plan.missing or _names_change(plan, site.store)):
+            approved = approved_by(
+                site.store.paths, admitted.verified.digest, role, site=site.config.trust.site
+            )
+            if len(approved) < role.threshold:
+                _wait(plan, admitted, request, writer, site=site)
+                raise _waits(admitted, site, have=len(approved), need=role.threshold)
         try:
-            return _install(plan, admitted, site, writer)  # 8 and 9
+            return _install(plan, admitted, site, writer, approved)  # 8 and 9
         except AppError:
             for planned in plan.names:
                 with contextlib.suppress(AppError):
                     writer.release(planned.manifest)
+            _undo(plan, admitted, writer)
             raise
 
 
@@ -83,6 +97,7 @@ def _admit(bundle: BundleDirectory, request: Request, site: Site) -> Admitted:
     # 2. The envelope; 3. its signatures; 4. the statement, from the same bytes.
     verified = verify_signatures(bundle, policy, site.config.trust)
     # 5. Release, site, dates, and the channel's counter.
+    permit = permit_for(bundle, verified, policy, site.config.trust, now=site.now)
     warnings = check_admission(
         verified,
         policy,
@@ -90,6 +105,7 @@ def _admit(bundle: BundleDirectory, request: Request, site: Site) -> Admitted:
         now=site.now,
         version=site.version,
         allow_rollback=request.allow_rollback,
+        permit=permit,
     )
     warnings += check_owner(
         (
@@ -101,7 +117,60 @@ def _admit(bundle: BundleDirectory, request: Request, site: Site) -> Admitted:
         site.store,
         allowed=request.allow_channel,
     )
-    return Admitted(bundle=bundle, verified=verified, policy=policy, warnings=warnings)
+    return Admitted(
+        bundle=bundle, verified=verified, policy=policy, warnings=warnings, permit=permit
+    )
+
+
+def _wait(
+    plan: Intake, admitted: Admitted, request: Request, writer: StoreWriter, *, site: Site
+) -> None:
+    """Keep what was verified until enough operators have approved it; no name changes."""
+    _commit_weights(plan, writer)
+    data = admitted.bundle.read_envelope()
+    if parse_envelope(data).payload != admitted.verified.payload:
+        raise DamagedError(f"{ENVELOPE_NAME}: expected the bytes that were verified, found others")
+    keep(
+        site.store.paths,
+        admitted.verified.digest,
+        envelope=data,
+        files=[data for planned in plan.names for _, data in planned.layers],
+        permit=admitted.bundle.read_permit() if admitted.permit else None,
+        asked=Asked(
+            models=tuple(name.full() for name in request.wanted.models),
+            variants=request.wanted.variants,
+            all_variants=request.wanted.all_variants,
+            allow_rollback=request.allow_rollback,
+            allow_channel=request.allow_channel,
+            at=site.now,
+        ),
+    )
+    _undo(plan, admitted, writer)  # nothing is staged any more: the weights are blobs
+
+
+def _waits(admitted: Admitted, site: Site, *, have: int, need: int) -> ApprovalMissingError:
+    info = admitted.manifest.bundle
+    name = f"{info.channel}:{info.seq}"
+    Journal(site.store.paths.journal).record(
+        "staged",
+        bundle=info.id,
+        channel=info.channel,
+        seq=info.seq,
+        statement=str(admitted.verified.digest),
+        approvals=have,
+        needed=need,
+    )
+    return ApprovalMissingError(
+        f"{name} is verified and staged; approvals: expected {need}, found {have}",
+        hint=f"an approver goes on with: satchel approve {name} --key KEY",
+    )
+
+
+def _commit_weights(plan: Intake, writer: StoreWriter) -> None:
+    for source in plan.missing:
+        staged = writer.store.paths.staged(source.artifact.digest)
+        writer.commit(staged, source.artifact.digest)
+        discard(staged)
 
 
 def _follow_roots(bundle: BundleDirectory, site: Site) -> tuple[VerifiedRoot, ...]:
@@ -152,14 +221,17 @@ def _record_refusal(site: Site, bundle: BundleDirectory, error: AppError | Bundl
         )
 
 
-def _install(plan: Intake, admitted: Admitted, site: Site, writer: StoreWriter) -> Receipt:
+def _install(
+    plan: Intake,
+    admitted: Admitted,
+    site: Site,
+    writer: StoreWriter,
+    approved: frozenset[KeyId],
+) -> Receipt:
     before = load_policy(site.store.paths.trust)
     changed = bool(plan.missing) or _names_change(plan, site.store)
     # 8. Blobs by rename; then the small files; then, last of all, the names.
-    for source in plan.missing:
-        staged = site.store.paths.staged(source.artifact.digest)
-        writer.commit(staged, source.artifact.digest)
-        discard(staged)
+    _commit_weights(plan, writer)
     for planned in plan.names:
         for data in (planned.config, *(data for _, data in planned.layers)):
             writer.put(data)
@@ -172,10 +244,14 @@ def _install(plan: Intake, admitted: Admitted, site: Site, writer: StoreWriter) 
     # 9. The journal, the receipt, the channel's counter.
     info = admitted.manifest.bundle
     after = admitted.policy.accept(
-        info.channel, info.seq, admitted.verified.digest, issued=info.issued
+        info.channel,
+        info.seq,
+        admitted.verified.digest,
+        issued=info.issued,
+        permit=admitted.permit.digest if admitted.permit else None,
     )
     changed = changed or after != before
-    receipt = _receipt(plan, admitted, site, changed=changed)
+    receipt = _receipt(plan, admitted, site, approved, changed=changed)
     if changed:
         Journal(site.store.paths.journal).record(
             "imported",
@@ -184,12 +260,14 @@ def _install(plan: Intake, admitted: Admitted, site: Site, writer: StoreWriter) 
             seq=info.seq,
             receipt=receipt.number,
             names=[entry.name for entry in receipt.installed],
+            approved_by=sorted(approved),
         )
         write_receipt(site.store.paths.receipts, receipt)
         # Last of all: a crash before this makes the next import of the bundle say it all again.
         save_policy(site.store.paths.trust, after)
         writer.counted()
     _tidy_up(admitted, writer)
+    forget(site.store.paths, admitted.verified.digest)
     return receipt
 
 
@@ -228,7 +306,9 @@ def _provenance(planned: Arrival, admitted: Admitted, site: Site) -> Provenance:
     )
 
 
-def _receipt(plan: Intake, admitted: Admitted, site: Site, *, changed: bool) -> Receipt:
+def _receipt(
+    plan: Intake, admitted: Admitted, site: Site, approved: frozenset[KeyId], *, changed: bool
+) -> Receipt:
     info = admitted.manifest.bundle
     labels = admitted.policy.labels()
     number, previous = last_receipt(site.store.paths.receipts)
@@ -241,6 +321,7 @@ def _receipt(plan: Intake, admitted: Admitted, site: Site, *, changed: bool) -> 
         seq=info.seq,
         statement=str(admitted.verified.digest),
         signed_by={key: labels[key] for key in sorted(admitted.verified.signed_by)},
+        approved_by={key: labels[key] for key in sorted(approved)},
         installed=tuple(
             InstalledEntry(
                 name=planned.name.short(),

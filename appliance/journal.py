@@ -27,8 +27,8 @@ class Event:
     Attributes:
         at: wall time, RFC 3339 in UTC.
         kind: ``imported``, ``refused``, ``created``, ``removed``, ``copied``, ``pushed``,
-            ``exported``, ``pruned``, ``scrubbed``, ``repaired``, ``trust``, ``device``,
-            ``rolled-back``.
+            ``exported``, ``staged``, ``approved``, ``rejected``, ``pruned``, ``scrubbed``,
+            ``repaired``, ``trust``, ``device``, ``rolled-back``.
         details: JSON values.
     """
 

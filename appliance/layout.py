@@ -11,6 +11,7 @@
     satchel/provenance/sha256-<manifest hex>.json   where a model came from
     satchel/crashes/                                records of crashed runners, by the server
     satchel/engine/                                 what was tried of the engine, by the server
+    satchel/waiting/<statement hex>/                imports that operators have not approved yet
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
@@ -86,6 +87,11 @@ class Paths:
     def trust(self) -> Path:
         """Durable state of the trust policy."""
         return self.root / "satchel" / "trust"
+
+    @property
+    def waiting(self) -> Path:
+        """Imports that wait for approvals, see `appliance.waiting`."""
+        return self.root / "satchel" / "waiting"
 
     def uncounted(self, manifest: Digest) -> Path:
         """The record of origin of a model that was removed before its bundle was counted."""

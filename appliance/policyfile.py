@@ -26,9 +26,12 @@ from bundler.format.strict import encode_json, parse_json
 
 _FILE = "policy.json"
 _MAX_FILE_BYTES = 4 << 20
-_VERSION = 2
-_OLDER = 1
-"""Without root and clock: what a release that knew only pinned keys wrote."""
+_VERSION = 3
+_OLDER: dict[int, dict[str, Any]] = {
+    1: {"root": None, "clock": "", "approvers": [], "approvals": 0, "permits": []},
+    2: {"approvers": [], "approvals": 0, "permits": []},
+}
+"""Version → what it did not have: 1 knew only pinned keys, 2 no approvers and no permits."""
 
 
 def load_policy(directory: Path) -> TrustPolicy:
@@ -90,10 +93,10 @@ def _encode(policy: TrustPolicy) -> dict[str, Any]:
     return {
         "version": _VERSION,
         "threshold": policy.threshold,
-        "keys": [
-            {"label": key.label, "key": key.key.text(), "added": key.added_at}
-            for key in policy.keys
-        ],
+        "keys": _encode_keys(policy.keys),
+        "approvers": _encode_keys(policy.approvers),
+        "approvals": policy.approvals,
+        "permits": sorted(str(one) for one in policy.permits),
         "revoked": sorted(policy.revoked),
         "root": policy.root
         and {"version": policy.root.root.version, "digest": str(policy.root.digest)},
@@ -120,18 +123,21 @@ def _load_root(directory: Path, value: dict[str, Any] | None) -> VerifiedRoot | 
 
 
 def _decode(value: dict[str, Any], directory: Path) -> TrustPolicy:
-    if value["version"] == _OLDER:
-        value = {**value, "version": _VERSION, "root": None, "clock": ""}
+    if value["version"] in _OLDER:
+        value = {**value, **_OLDER[value["version"]], "version": _VERSION}
     if value["version"] != _VERSION:
         raise ValueError(f"version: expected {_VERSION}, found {value['version']!r}")
     threshold = value["threshold"]
     if not isinstance(threshold, int) or isinstance(threshold, bool) or threshold < 1:
         raise ValueError(f"threshold: expected an integer from 1, found {threshold!r}")
+    approvals = value["approvals"]
+    if not isinstance(approvals, int) or isinstance(approvals, bool) or approvals < 0:
+        raise ValueError(f"approvals: expected an integer from 0, found {approvals!r}")
     return TrustPolicy(
-        keys=tuple(
-            TrustedKey(label=key["label"], key=PublicKey.parse(key["key"]), added_at=key["added"])
-            for key in value["keys"]
-        ),
+        keys=_decode_keys(value["keys"]),
+        approvers=_decode_keys(value["approvers"]),
+        approvals=approvals,
+        permits=frozenset(Digest.parse(text) for text in value["permits"]),
         threshold=threshold,
         revoked=frozenset(KeyId(key_id) for key_id in value["revoked"]),
         accepted={
@@ -140,6 +146,17 @@ def _decode(value: dict[str, Any], directory: Path) -> TrustPolicy:
         },
         root=_load_root(directory, value["root"]),
         clock=_clock(value["clock"]),
+    )
+
+
+def _encode_keys(keys: Sequence[TrustedKey]) -> list[dict[str, str]]:
+    return [{"label": key.label, "key": key.key.text(), "added": key.added_at} for key in keys]
+
+
+def _decode_keys(value: list[dict[str, str]]) -> tuple[TrustedKey, ...]:
+    return tuple(
+        TrustedKey(label=key["label"], key=PublicKey.parse(key["key"]), added_at=key["added"])
+        for key in value
     )
 
 

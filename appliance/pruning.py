@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance import waiting
 from appliance.catalogue import Catalogue
 from appliance.errors import AppError, StoreCorruptError, store_io
 from appliance.journal import Journal
@@ -121,7 +122,7 @@ def past_grace(blobs: Iterable[UnusedBlob], grace_s: float) -> tuple[UnusedBlob,
 
 
 def _needed(catalogue: Catalogue) -> set[Digest]:
-    needed: set[Digest] = set()
+    needed: set[Digest] = set(waiting.needed(catalogue.paths))
     for name in catalogue.names():
         try:
             image = parse_image(catalogue.manifest(name))

@@ -32,6 +32,7 @@ from appliance.creation import read_model_name
 from appliance.errors import AppError, ModelMissingError, PullError
 from appliance.importer import import_bundle
 from appliance.model import InstalledModel
+from appliance.permits import permit_for
 from appliance.site import Request, Site
 from bundler.format.errors import BundleError
 from bundler.format.manifest import Model
@@ -116,7 +117,15 @@ def _offers(name: ModelName, site: Site) -> tuple[list[_Offer], list[AppError | 
             model = _named(verified.manifest.models, name)
             if model is None:
                 continue
-            check_admission(verified, policy, site.config.trust, now=site.now, version=site.version)
+            permit = permit_for(bundle, verified, policy, site.config.trust, now=site.now)
+            check_admission(
+                verified,
+                policy,
+                site.config.trust,
+                now=site.now,
+                version=site.version,
+                permit=permit,
+            )
             check_owner((model.name,), verified.manifest.bundle.channel, site.store)
         except (AppError, BundleError) as error:
             refusals.append(error)

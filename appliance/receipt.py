@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Receipt:
         changed: whether the import changed anything.
         bundle_id: the signed id; with ``channel``, ``seq`` and the ``statement``'s digest.
         signed_by: labels of the trusted keys that signed, by key id.
+        approved_by: labels of the approvers, by key id; empty where none is asked for.
         installed: the names that now stand for models of the bundle.
         copied_bytes: plain bytes written to the store.
         at: wall time, RFC 3339.
@@ -69,10 +70,15 @@ class Receipt:
     at: str
     version: str
     warnings: tuple[str, ...] = ()
+    approved_by: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {**asdict(self), "signed_by": dict(self.signed_by)}
+        return {
+            **asdict(self),
+            "signed_by": dict(self.signed_by),
+            "approved_by": dict(self.approved_by),
+        }
 
 
 def last_receipt(directory: Path) -> tuple[int, str]:

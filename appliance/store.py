@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from appliance import previous
+from appliance import previous, waiting
 from appliance.catalogue import Catalogue, StoreFault, Survey
 from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
 from appliance.journal import Journal
@@ -326,6 +326,7 @@ class StoreWriter:
             left = [self.store.manifest(name) for name in self.store.names()]
             left += [former.manifest for former in previous.every_former(self._paths)]
             needed = {part.digest for data in left for part in parse_image(data).parts}
+            needed |= waiting.needed(self._paths)
         except AppError:
             return 0
         needed |= self._promised

@@ -69,6 +69,9 @@ class TrustPolicy:
         accepted: per channel, each accepted sequence number and the digest of its statement.
         root: the trust root in force, if one was pinned.
         clock: the latest accepted signed time, RFC 3339 in UTC; empty before the first.
+        approvers: operators who may approve an import, where no root names them.
+        approvals: how many of them have to; 0 for none.
+        permits: digests of permits that let an older bundle in; each counts once.
     """
 
     keys: tuple[TrustedKey, ...] = ()
@@ -77,6 +80,9 @@ class TrustPolicy:
     accepted: Mapping[str, Mapping[int, Digest]] = field(default_factory=dict)
     root: VerifiedRoot | None = None
     clock: str = ""
+    approvers: tuple[TrustedKey, ...] = ()
+    approvals: int = 0
+    permits: frozenset[Digest] = frozenset()
 
     def active_keys(self) -> Mapping[KeyId, PublicKey]:
         """The keys that count.
@@ -109,7 +115,7 @@ class TrustPolicy:
 
     def labels(self) -> Mapping[KeyId, str]:
         """What the operator calls each key; keys of the root that nobody named go by words."""
-        named = {key.key_id: key.label for key in self.keys}
+        named = {key.key_id: key.label for key in (*self.approvers, *self.keys)}
         of_root = self.root.root.keys if self.root else ()
         return {key.key_id: key.words() for key in of_root} | named
 
@@ -134,17 +140,78 @@ class TrustPolicy:
             KeyRefusedError: the key was revoked here.
             RequestError: the label is empty, too long, or another key has it.
         """
+        return replace(self, keys=self._with(self.keys, key, label, added_at))
+
+    def with_approver(self, key: PublicKey, *, label: str, added_at: str) -> TrustPolicy:
+        """The policy with one approver more; raises as `with_key`."""
+        return replace(self, approvers=self._with(self.approvers, key, label, added_at))
+
+    def _with(
+        self, keys: tuple[TrustedKey, ...], key: PublicKey, label: str, added_at: str
+    ) -> tuple[TrustedKey, ...]:
         if key.key_id in self.revoked:
             raise KeyRefusedError(f"key {key.key_id[:12]} was revoked at this site")
         if not label or len(label) > 64 or not label.isprintable():  # noqa: PLR2004 - a screen column
             raise RequestError(f"label: expected 1 to 64 printable characters, found {label!r}")
-        others = tuple(other for other in self.keys if other.key_id != key.key_id)
+        others = tuple(other for other in keys if other.key_id != key.key_id)
         if any(other.label == label for other in others):
             raise RequestError(
                 f"label {label!r} belongs to another key", hint="choose one with --label"
             )
-        added = TrustedKey(label=label, key=key, added_at=added_at)
-        return replace(self, keys=(*others, added))
+        return (*others, TrustedKey(label=label, key=key, added_at=added_at))
+
+    def without_approver(self, which: str) -> TrustPolicy:
+        """The policy without the approver of this label or id.
+
+        Raises:
+            RequestError: no key or several match, or too few would be left.
+        """
+        gone = _named(self.approvers, which)
+        left = tuple(key for key in self.approvers if key is not gone)
+        return replace(self, approvers=left).with_approvals(self.approvals)
+
+    def with_approvals(self, number: int) -> TrustPolicy:
+        """The policy in which so many approvers have to approve an import.
+
+        Raises:
+            RequestError: it is negative, or there are not that many approvers.
+        """
+        if not 0 <= number <= len(self._approver_keys()):
+            raise RequestError(
+                f"approvals: expected 0 to {len(self._approver_keys())} (the number of "
+                f"approvers), found {number}",
+                hint="add approvers with: satchel trust approver KEY.pub",
+            )
+        return replace(self, approvals=number)
+
+    def _approver_keys(self) -> Mapping[KeyId, PublicKey]:
+        """Those of the root's role ``approver`` where it has one, else those added here."""
+        role = self.root.root.roles.get("approver") if self.root else None
+        if self.root is not None and role is not None:
+            keys = dict(self.root.root.key_role(role).keys)
+        else:
+            keys = {key.key_id: key.key for key in self.approvers}
+        return {key_id: key for key_id, key in keys.items() if key_id not in self.revoked}
+
+    def approver_role(self) -> KeyRole | None:
+        """Who may approve an import, and how many have to; ``None`` where nobody has to."""
+        role = self.root.root.roles.get("approver") if self.root else None
+        needed = max(self.approvals, role.threshold if role else 0)
+        return KeyRole(keys=self._approver_keys(), threshold=needed) if needed else None
+
+    def rollback_role(self) -> KeyRole | None:
+        """Who may permit an older bundle; ``None`` where a word of the operator is enough."""
+        role = self.root.root.roles.get("rollback") if self.root else None
+        if self.root is None or role is None:
+            return None
+        keys = self.root.root.key_role(role).keys
+        kept = {key_id: key for key_id, key in keys.items() if key_id not in self.revoked}
+        return KeyRole(keys=kept, threshold=role.threshold)
+
+    def newest(self, channel: str) -> int:
+        """The number that a bundle of a channel must not be below; 0 before the first."""
+        floor = self.root.root.min_seq.get(channel, 0) if self.root else 0
+        return max(floor, self.highest(channel) or 0)
 
     def without_key(self, which: str, *, revoke: bool) -> tuple[TrustPolicy, TrustedKey]:
         """The policy without the key of this label or id (at least its first eight digits).
@@ -155,17 +222,7 @@ class TrustPolicy:
         Raises:
             RequestError: no key or several match.
         """
-        found = [
-            key
-            for key in self.keys
-            if key.label == which or (len(which) >= 8 and key.key_id.startswith(which))  # noqa: PLR2004
-        ]
-        if len(found) != 1:
-            raise RequestError(
-                f"expected the label or id of one trusted key, found {len(found)} for {which!r}",
-                hint="see: satchel trust list",
-            )
-        gone = found[0]
+        gone = _named(self.keys, which)
         left = tuple(key for key in self.keys if key is not gone)
         revoked = self.revoked | {gone.key_id} if revoke else self.revoked
         return replace(self, keys=left, revoked=revoked), gone
@@ -184,7 +241,13 @@ class TrustPolicy:
         return replace(self, threshold=threshold)
 
     def check_sequence(
-        self, channel: str, seq: int, statement: Digest, *, allow_rollback: str = ""
+        self,
+        channel: str,
+        seq: int,
+        statement: Digest,
+        *,
+        allow_rollback: str = "",
+        permitted: bool = False,
     ) -> None:
         """Refuse what contradicts earlier imports.
 
@@ -193,6 +256,7 @@ class TrustPolicy:
             seq: its number there.
             statement: digest of the signed bytes.
             allow_rollback: ``channel:seq`` as the operator typed it, or empty.
+            permitted: a permit lets it in although it is older.
 
         Raises:
             RevokedBundleError: the root revoked this statement.
@@ -201,7 +265,7 @@ class TrustPolicy:
                 operator did not consent.
             SequenceJumpError: it is more than 10 000 ahead.
         """
-        self._check_root(channel, seq, statement)
+        self._check_root(channel, seq, statement, permitted=permitted)
         accepted = self.counted(channel)
         highest = self.highest(channel)
         if seq in accepted and accepted[seq] != statement:
@@ -211,7 +275,7 @@ class TrustPolicy:
             )
         if highest is None:
             return
-        if seq < highest and allow_rollback != f"{channel}:{seq}":
+        if seq < highest and not permitted and allow_rollback != f"{channel}:{seq}":
             raise OlderBundleError(
                 f"channel {channel}: expected sequence {highest} or later, found {seq}",
                 hint=f"to install the older one all the same: --allow-rollback {channel}:{seq}",
@@ -223,7 +287,7 @@ class TrustPolicy:
                 hint="a number this far ahead would lock the channel; ask who signed it",
             )
 
-    def _check_root(self, channel: str, seq: int, statement: Digest) -> None:
+    def _check_root(self, channel: str, seq: int, statement: Digest, *, permitted: bool) -> None:
         if self.root is None:
             return
         if statement in self.root.root.revoked_digests:
@@ -232,13 +296,21 @@ class TrustPolicy:
                 hint=f"trust root {self.root.root.version} revokes it; ask for a newer bundle",
             )
         floor = self.root.root.min_seq.get(channel, 0)
-        if seq < floor:
+        if seq < floor and not permitted:
             raise OlderBundleError(
                 f"channel {channel}: expected sequence {floor} or later, found {seq}",
                 hint=f"trust root {self.root.root.version} lets nothing older in",
             )
 
-    def accept(self, channel: str, seq: int, statement: Digest, *, issued: str = "") -> TrustPolicy:
+    def accept(
+        self,
+        channel: str,
+        seq: int,
+        statement: Digest,
+        *,
+        issued: str = "",
+        permit: Digest | None = None,
+    ) -> TrustPolicy:
         """The policy after this bundle was accepted.
 
         Args:
@@ -246,12 +318,30 @@ class TrustPolicy:
             seq: its number there.
             statement: digest of the signed bytes.
             issued: its signed time; moves the clock's lower bound, the first time only.
+            permit: what let it in although it is older; it is used up.
         """
         known = self.accepted.get(channel, {}).get(seq) == statement
         channels = {name: dict(numbers) for name, numbers in self.accepted.items()}
         channels.setdefault(channel, {})[seq] = statement
         clock = self.clock if known else ratchet(self.clock, issued)
-        return replace(self, accepted=channels, clock=clock)
+        permits = self.permits | {permit} if permit else self.permits
+        return replace(self, accepted=channels, clock=clock, permits=permits)
+
+
+def _named(keys: tuple[TrustedKey, ...], which: str) -> TrustedKey:
+    """The key of this label or id (at least its first eight digits)."""
+    least = 8
+    found = [
+        key
+        for key in keys
+        if key.label == which or (len(which) >= least and key.key_id.startswith(which))
+    ]
+    if len(found) != 1:
+        raise RequestError(
+            f"expected the label or id of one trusted key, found {len(found)} for {which!r}",
+            hint="see: satchel trust list",
+        )
+    return found[0]
 
 
 def ratchet(clock: str, signed: str) -> str:

@@ -29,6 +29,7 @@ from appliance.errors import AppError
 from appliance.intake import read_source
 from appliance.local import check_local
 from appliance.media import open_media
+from appliance.permits import permit_for
 from appliance.site import Observer, Request, Site
 from bundler.format.errors import BundleError, DamagedError
 from bundler.format.manifest import Artifact, Variant
@@ -72,6 +73,7 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
     verified = verify_envelope(bundle, policy, site.config.trust)
     warnings: tuple[str, ...] = ()
     with _collecting(findings):
+        permit = permit_for(bundle, verified, policy, site.config.trust, now=site.now)
         warnings = check_admission(
             verified,
             policy,
@@ -79,6 +81,7 @@ def verify_bundle(request: Request, site: Site, observer: Observer) -> Report:
             now=site.now,
             version=site.version,
             allow_rollback=request.allow_rollback,
+            permit=permit,
         )
     with _collecting(findings):
         names = tuple(model.name for model in verified.manifest.models)

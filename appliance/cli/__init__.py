@@ -26,6 +26,10 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
         "import": "Verify a bundle and install what fits this machine.",
         "verify": "Check every byte of a bundle as an import would; write nothing.",
     },
+    "approve": {
+        "approve": "Approve an import that waits, or list what waits; "
+        "the last approval carries it out."
+    },
     "listing": {"list": "List the installed models, the newest first.", "ls": _HIDDEN},
     "showing": {"show": "Show what a model is."},
     "models": {

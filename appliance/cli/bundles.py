@@ -114,7 +114,7 @@ def import_command(
     if json_:
         print_json(receipt.to_json())
     else:
-        _print_receipt(receipt)
+        print_receipt(receipt)
 
 
 def _followed(media: list[Path], site: Site) -> Updated | None:
@@ -132,7 +132,8 @@ def _any_bundles(media: list[Path]) -> bool:
     return any(has_bundles(medium) for medium in media)
 
 
-def _print_receipt(receipt: Receipt) -> None:
+def print_receipt(receipt: Receipt) -> None:
+    """Say what was installed."""
     for entry in receipt.installed:
         verb = "installed" if receipt.changed else "already installed"
         weights = entry.weights.removeprefix("sha256:")[:12]

@@ -293,6 +293,12 @@ def trust_list(
     for key in policy.keys:
         typer.echo(f"{key.label}  {key.key_id}  added {key.added_at}")
         typer.echo(f"  {key.key.words()}")
+    role = policy.approver_role()
+    if role is not None or policy.approvers:
+        typer.echo(f"approvals {role.threshold if role else 0} of {len(policy.approvers)}")
+    for key in policy.approvers:
+        typer.echo(f"approver {key.label}  {key.key_id}  added {key.added_at}")
+        typer.echo(f"  {key.key.words()}")
     for key_id in sorted(policy.revoked):
         typer.echo(f"revoked  {key_id}")
         typer.echo(f"  {key_words(key_id)}")
@@ -336,6 +342,12 @@ def _policy_json(policy: TrustPolicy) -> dict[str, Any]:
              "added_at": key.added_at}
             for key in policy.keys
         ],
+        "approvals": policy.approvals,
+        "approvers": [
+            {"label": key.label, "key_id": key.key_id, "words": key.key.words(),
+             "added_at": key.added_at}
+            for key in policy.approvers
+        ],
         "revoked": sorted(policy.revoked),
         "root": _root_json(policy.root),
         "clock": policy.clock,
@@ -370,6 +382,58 @@ def trust_remove(
             f"{len(after.keys)} keys are trusted: no bundle can come in",
             err=True,
         )
+
+
+@trust_app.command("approver")
+def trust_approver(
+    key: Annotated[str, typer.Argument(metavar="KEY.pub", help="With --remove: label or id.")],
+    *,
+    label: Annotated[str, typer.Option(help="What to call it; else the file's name.")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Take the approver away.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Add somebody who may approve imports, or take one away."""
+    found = open_store(load_config(config, store))
+    public = None if remove else PublicKey.parse(_read_key(Path(key)))
+    with found.writing():
+        before = load_policy(found.paths.trust)
+        if public is None:
+            after = before.without_approver(key)
+        else:
+            now = timestamp(time.time())
+            after = before.with_approver(public, label=label or Path(key).stem, added_at=now)
+        save_policy(found.paths.trust, after)
+        Journal(found.paths.journal).record(
+            "trust", action="approvers", approvers=[one.key_id for one in after.approvers]
+        )
+    if json_:
+        print_json({"approvers": [one.label for one in after.approvers]})
+        return
+    if public is not None:
+        typer.echo(f"approver: {public.key_id}")
+        typer.echo(f"words: {public.words()}")
+    typer.echo(f"{len(after.approvers)} approvers, {after.approvals} must approve")
+
+
+@trust_app.command("approvals")
+def trust_approvals(
+    number: Annotated[int, typer.Argument(help="How many approvers must approve; 0 for none.")],
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Set how many approvers must approve an import before it takes effect."""
+    found = open_store(load_config(config, store))
+    with found.writing():
+        after = load_policy(found.paths.trust).with_approvals(number)
+        save_policy(found.paths.trust, after)
+        Journal(found.paths.journal).record("trust", action="approvals", approvals=number)
+    if json_:
+        print_json({"approvals": after.approvals})
+        return
+    typer.echo(f"approvals {after.approvals}")
 
 
 @trust_app.command("threshold")

@@ -1,4 +1,4 @@
-"""``satchel-bundle sign`` and ``contents``: what needs the envelope alone."""
+"""``satchel-bundle sign``, ``permit`` and ``contents``: what needs the envelope alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from bundler.cli.frame import Json, Keys, PassphraseFile, print_json
-from bundler.cli.signers import signing_keys
+from bundler.cli.inputs import day
+from bundler.cli.signers import issued_now, signing_keys
 from bundler.contents import contents_json, contents_lines
 from bundler.format.keys import key_words
+from bundler.format.statement import format_time
+from bundler.permitting import Wish, write_permit
 from bundler.signing import add_signature, attach, emit, open_envelope
 from hwprobe.quantity import Bytes
 
@@ -19,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(sign)
     app.command()(contents)
+    app.command()(permit)
 
 
 def sign(
@@ -59,6 +63,43 @@ def sign(
         return
     for key_id in signers:
         print(f"now signed by  {key_id[:16]} {key_words(key_id)}")
+
+
+def permit(
+    bundle: Annotated[Path, typer.Argument(help="Medium or bundle directory of the older bundle.")],
+    *,
+    key: Keys = None,
+    instead_of: Annotated[
+        int | None, typer.Option(min=2, help="Newest number the site has; leave out to sign again.")
+    ] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Site the permit is for; may be repeated.")
+    ] = None,
+    expires: Annotated[str, typer.Option(help="Day on which it ends.")] = "",
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Let a site take an older bundle, once; for keys of the root's role rollback."""
+    if not key:
+        raise typer.BadParameter("missing option '--key'")
+    wish = None
+    if instead_of is not None:
+        end = day(expires, "expires") if expires else None
+        if end is None or not site:
+            raise typer.BadParameter("--instead-of: expected --site and --expires as well")
+        issued = format_time(issued_now()[0])
+        wish = Wish(instead_of=instead_of, audience=tuple(site), issued=issued, expires=end)
+    elif site or expires:
+        raise typer.BadParameter("--site and --expires: expected --instead-of as well")
+    opened = open_envelope(bundle)
+    made, signers = write_permit(opened, wish, signing_keys(key, passphrase_file))
+    if as_json:
+        print_json({"bundle": str(made.statement), "signed_by": list(signers)})
+        return
+    print(f"permits {made.channel} {made.seq} instead of {made.instead_of}, until {made.expires}")
+    print(f"for     {', '.join(made.audience)}")
+    for key_id in signers:
+        print(f"signed by  {key_id[:16]} {key_words(key_id)}")
 
 
 def contents(

@@ -10,6 +10,7 @@ BundleError                    1
 │   ├── FieldError            10  a field is not what is expected there
 │   │   ├── ManifestError     10  … of the signed statement
 │   │   ├── RootError         10  … of a trust root
+│   │   ├── ConsentError      10  … of an approval, or of a permit
 │   │   ├── UpdateError       10  … of a trust update
 │   │   ├── ChunkIndexError   10  … of a chunk index
 │   │   └── InventoryError    10  … of a site's inventory
@@ -25,6 +26,7 @@ BundleError                    1
 │   ├── UntrustedKeyError     11  no signature is by a trusted key
 │   ├── BadSignatureError     11  a signature that names a trusted key does not verify
 │   ├── ThresholdError        11  too few trusted keys signed
+│   ├── OtherConsentError     11  a signed consent is for something else, or was used
 │   ├── ChannelRefusedError   11  nobody may sign for that channel, or not for that model
 │   └── RootChainError        11  a trust root does not follow the one before it
 ├── KeyFileError               1  a key file cannot be used
@@ -119,6 +121,12 @@ class InventoryError(FieldError):
     what = "malformed inventory"
 
 
+class ConsentError(FieldError):
+    """A field of an approval or of a permit is wrong."""
+
+    what = "malformed consent"
+
+
 class UpdateError(FieldError):
     """A field of a trust update is wrong."""
 
@@ -183,6 +191,10 @@ class ThresholdError(TrustError):
 
 class ChannelRefusedError(TrustError):
     """Nobody may sign for the bundle's channel, or the channel may not set that model."""
+
+
+class OtherConsentError(TrustError):
+    """An approval or a permit is for something else, or it was used before."""
 
 
 class RootChainError(TrustError):

@@ -11,6 +11,7 @@ MAX_SIGNATURES: Final = 64
 MAX_ROOT_BYTES: Final = 512 << 10
 MAX_ROOT_ENVELOPE_BYTES: Final = 2 << 20
 """A root of the largest size in base64, with 64 signatures of the largest size."""
+MAX_PERMIT_BYTES: Final = 512 << 10
 MAX_ROOT_VERSIONS: Final = 1_024
 MAX_UPDATE_BYTES: Final = 2 << 20
 MAX_UPDATE_STORED_BYTES: Final = 64 << 10

@@ -20,10 +20,17 @@ from typing import Final, TypeVar
 from bundler.format.digest import Digest
 from bundler.format.errors import DamagedError, LayoutError, MediumError, MissingBlobError
 from bundler.format.fsio import open_directory, open_regular, raise_io, read_bounded
-from bundler.format.limits import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES, MAX_ROOT_ENVELOPE_BYTES
+from bundler.format.limits import (
+    MAX_BLOB_BYTES,
+    MAX_ENVELOPE_BYTES,
+    MAX_PERMIT_BYTES,
+    MAX_ROOT_ENVELOPE_BYTES,
+)
 
 ENVELOPE_NAME: Final = "bundle.dsse.json"
 BUNDLES_DIRECTORY: Final = "satchel"
+PERMIT_NAME: Final = "rollback.dsse.json"
+"""Beside the envelope: a permit (`bundler.format.consent`) for this bundle to be an older one."""
 ROOT_DIRECTORY: Final = "root"
 ROOT_NAME: Final = "{}.root.dsse.json"
 UPDATE_DIRECTORY: Final = "trust"
@@ -72,6 +79,19 @@ class BundleDirectory:
             MediumError: it cannot be read.
         """
         return UpdateDirectory(self.path, (ROOT_DIRECTORY,)).read_root(version)
+
+    def read_permit(self) -> bytes | None:
+        """The permit beside the envelope, or ``None``. Not trusted.
+
+        Raises:
+            LayoutError: it is no regular file, or too large.
+            MediumError: it cannot be read.
+        """
+        with _opened(self.path) as directory:
+            try:
+                return read_bounded(PERMIT_NAME, max_bytes=MAX_PERMIT_BYTES, dir_fd=directory)
+            except MissingBlobError:
+                return None
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether this medium holds a file of that name; another volume may."""

@@ -17,7 +17,7 @@ from appliance.config import Config
 from appliance.creating import create
 from appliance.creation import CreateRequest
 from appliance.errors import AppError
-from appliance.policyfile import save_policy
+from appliance.policyfile import load_policy, save_policy
 from appliance.pulling import pull
 from appliance.pushing import push
 from appliance.settings import HostText
@@ -31,7 +31,7 @@ from tests.appliance.answering import answering
 from tests.appliance.killed_create import workshop
 from tests.appliance.sites import CRAMPED, Desk, pin
 from tests.fakes.deltas import delta_of
-from tests.fakes.forge import TRUSTED, forge, tiny_model
+from tests.fakes.forge import SECOND, TRUSTED, forge, tiny_model
 from tests.fakes.roots import make_root
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "exit-codes.md"
@@ -126,6 +126,14 @@ def _revoked_bundle(desk: Desk) -> None:
     desk.carry(bundle)
 
 
+def _unapproved(desk: Desk) -> None:
+    with desk.store.writing():
+        policy = load_policy(desk.store.paths.trust)
+        policy = policy.with_approver(SECOND.public_key, label="b", added_at="2026-11-20")
+        save_policy(desk.store.paths.trust, policy.with_approvals(1))
+    desk.carry(forge())
+
+
 def _other_channel(desk: Desk) -> None:
     desk.carry(forge())
     desk.carry(forge(channel="beta"))
@@ -158,6 +166,7 @@ REACHED: dict[str, Callable[[Desk], object]] = {
     "SequenceJumpError": _jump,
     "RootBehindError": _behind,
     "RevokedBundleError": _revoked_bundle,
+    "ApprovalMissingError": _unapproved,
     "OtherChannelError": _other_channel,
     "SeveralBundlesError": _several,
     "LocalObjectMissingError": lambda desk: desk.carry(delta_of(tiny_model(2), tiny_model(1))),
@@ -209,7 +218,7 @@ def test_every_code_an_error_has_is_in_the_table() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     used = {error.exit_code for root in (AppError, BundleError) for error in _concrete(root)}
     assert used < listed
-    assert listed == {0, 1, 2, 10, 11, 12, 13, 14, 15, 130}
+    assert listed == {0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 130}
 
 
 def test_the_tree_in_the_docstring_names_every_error_with_its_code() -> None:

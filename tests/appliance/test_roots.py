@@ -290,10 +290,14 @@ def test_a_damaged_root_in_the_store_trusts_nobody(rooted: Desk, data: bytes | N
 def test_a_policy_of_the_release_before_is_read(desk: Desk) -> None:
     path = desk.store.paths.trust / "policy.json"
     members = json.loads(path.read_bytes())
+    for name in ("approvers", "approvals", "permits"):
+        del members[name]
+    path.write_text(json.dumps({**members, "version": 2}))
+    assert load_policy(desk.store.paths.trust).approver_role() is None
     del members["root"], members["clock"]
     path.write_text(json.dumps({**members, "version": 1}))
     desk.carry(forge())
-    assert json.loads(path.read_bytes())["version"] == 2
+    assert json.loads(path.read_bytes())["version"] == 3
 
 
 def test_a_clock_that_runs_behind_is_caught_by_signed_times(desk: Desk) -> None:
