@@ -16,13 +16,14 @@ from appliance import copying
 from appliance.admission import Admitted
 from appliance.errors import store_io
 from appliance.intake import Intake
-from appliance.media import more_of, volume_count, volumes_line
+from appliance.media import more_of, volumes_line
 from appliance.site import Observer, Request, Site
 from appliance.staging import marker_of, ranges
 from appliance.store import StoreWriter
 from appliance.unfinished import Unfinished, WaitingFile, check_quota, drop, note, unfinished
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError, MissingBlobError, MissingVolumeError
+from bundler.format.manifest import volume_count
 
 _Gaps = Mapping[Digest, Mapping[int, BundleError]]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from appliance import copying, gate
 from appliance.admission import Admitted, check_owner
 from appliance.choice import Choice, Install, choose, profile_of, wish_for
-from appliance.copying import Source
 from appliance.errors import RequestError
 from appliance.local import check_local
+from appliance.reading import Source
 from appliance.room import check_room
 from appliance.site import Observer, Request, Site
 from appliance.store import Store

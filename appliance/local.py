@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from appliance.copying import Source
 from appliance.errors import AppError, LocalObjectMissingError, store_io
+from appliance.reading import Source
 from appliance.site import Observer
 from bundler.format.index import ChunkRecord, Codec
 from bundler.format.manifest import BlobRef, Manifest

@@ -15,7 +15,7 @@ from appliance.errors import SeveralBundlesError
 from bundler.format import envelope
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError
-from bundler.format.manifest import Artifact, Manifest, Segment
+from bundler.format.manifest import Manifest, volume_count
 from bundler.format.volume import BundleDirectory, find_bundles
 
 LABEL = "SATCHEL-{}"
@@ -113,18 +113,6 @@ def _all(paths: Iterable[Path]) -> Iterator[BundleDirectory]:
             yield from find_bundles(path)
         except BundleError:
             continue
-
-
-def volume_count(manifest: Manifest) -> int:
-    """On how many volumes a bundle was planned to go."""
-    return max(
-        (one.volume for artifact in manifest.artifacts for one in parts_of(artifact)), default=1
-    )
-
-
-def parts_of(artifact: Artifact) -> tuple[Segment, ...]:
-    """Every segment of an artifact, those of its parity last."""
-    return artifact.segments + (artifact.parity.segments if artifact.parity else ())
 
 
 def volumes_line(volumes: Iterable[int], manifest: Manifest) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from appliance import copying, gate
+from appliance import gate
 from appliance.admission import (
     Admitted,
     check_admission,
@@ -29,10 +29,17 @@ from appliance.errors import AppError
 from appliance.intake import read_source
 from appliance.local import check_local
 from appliance.media import open_media
+<<<<<<< HEAD
 from appliance.permits import permit_for
+=======
+from appliance.reading import Source, plain_chunks
+from appliance.rebuilding import rebuilt_chunks
+>>>>>>> f7340e0 (bundler, appliance: bundles in volumes, and parity that brings damaged chunks back)
 from appliance.site import Observer, Request, Site
 from bundler.format.errors import BundleError, DamagedError
+from bundler.format.index import parse_index
 from bundler.format.manifest import Artifact, Variant
+from bundler.format.parity import check_parity
 
 MAX_FINDINGS = 200
 """A stick that is all noise would otherwise fill the screen and the memory."""
@@ -141,25 +148,57 @@ def _check_artifact(
     """Stream one artifact; returns the number of plain bytes that were right."""
     observer.begins(f"verifying {artifact.digest.short()}", artifact.size_bytes)
     before = len(findings)
+    gaps: dict[int, BundleError] = {}
     checked = 0
     hasher = hashlib.sha256()
     with _collecting(findings), _head_file(artifact.size_bytes) as (head, keep):
         source = read_source(admitted.bundle, artifact, admitted.manifest, site.store)
         check_local(source, admitted.manifest, observer)
-        with contextlib.closing(copying.plain_chunks(source)) as chunks:
-            for record, plain in chunks:
+        with contextlib.closing(plain_chunks(source)) as chunks:
+            for place, (record, plain) in enumerate(chunks):
                 if isinstance(plain, BundleError):
-                    findings.append(plain)
-                    if len(findings) >= MAX_FINDINGS:
-                        return checked
+                    gaps[place] = plain
+                    if len(findings) + len(gaps) >= MAX_FINDINGS:
+                        break
                     continue
                 hasher.update(plain)
                 keep(plain, record.plain_off)
                 checked += record.plain_len
                 observer.advances(record.plain_len)
+        findings += _explained(source, gaps)
+        _check_parity(source, observer, findings)
         if len(findings) == before:
             _check_whole(admitted, artifact, hasher, head)
     return checked
+
+
+def _explained(source: Source, gaps: Mapping[int, BundleError]) -> Iterator[BundleError]:
+    """What is wrong with each chunk, and whether an import could do without it."""
+    rebuilt = {place for place, _ in rebuilt_chunks(source, gaps)}
+    for place, error in gaps.items():
+        if place in rebuilt:
+            error.hint = "parity gives this chunk back: an import goes on by itself"
+        yield error
+
+
+def _check_parity(source: Source, observer: Observer, findings: list[Finding]) -> None:
+    """Every block of parity, too: it is no use if it is found rotten on the day it is needed."""
+    parity = source.artifact.parity
+    if parity is None or len(findings) >= MAX_FINDINGS:
+        return
+    size = parity.index.size_bytes
+    data = source.bundle.read_blob(parity.index.digest, max_bytes=size, size_bytes=size)
+    own = parse_index(data)
+    check_parity(parity, own, source.index)
+    observer.begins("verifying parity", own.file_size_bytes)
+    with contextlib.closing(plain_chunks(replace(source, index=own, objects=()))) as blocks:
+        for record, block in blocks:
+            if isinstance(block, BundleError):
+                block.hint = "a block of parity; the model itself is not concerned"
+                findings.append(block)
+                if len(findings) >= MAX_FINDINGS:
+                    return
+            observer.advances(record.plain_len)
 
 
 def _check_whole(admitted: Admitted, artifact: Artifact, hasher: hashlib._Hash, head: Path) -> None:

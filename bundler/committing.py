@@ -9,23 +9,28 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope, fsio
 from bundler.format.chain import file_name
+from bundler.format.digest import Digest
 from bundler.format.manifest import Manifest, encode_manifest
 from bundler.format.statement import parse_manifest
+from bundler.format.strict import encode_json
 from bundler.format.volume import ENVELOPE_NAME, ROOT_DIRECTORY
 from bundler.medium import Sink, read_back
 from bundler.oci import OCI_LAYOUT, write_oci
 from bundler.plan import PackRequest
 from bundler.progress import Progress
+from bundler.volumes import LABEL
 
 README_NAME: Final = "SATCHEL-README.txt"
-_README: Final = b"""This medium carries signed model bundles for Satchel.
+README: Final = b"""This medium carries signed model bundles for Satchel.
 
 On the target machine:
 
@@ -35,12 +40,12 @@ On the target machine:
 Nothing on this medium is trusted because it is here: only signatures count, of keys that the
 target's operator has added. This file itself is not signed.
 """
-_LEFTOVERS: Final = frozenset({"blobs", "oci-layout", "index.json", ROOT_DIRECTORY})
+_HINT_NAME: Final = "volume.json"
+_LEFTOVERS: Final = frozenset({"blobs", "oci-layout", "index.json", ROOT_DIRECTORY, _HINT_NAME})
 
 
 def finish(request: PackRequest, manifest: Manifest, sink: Sink, progress: Progress) -> bytes:
     """Flush, read back, and only then sign and commit."""
-    directory = request.directory
     payload = encode_manifest(manifest)
     data = envelope.sign(payload, request.keys)
     # What this release cannot read itself, it does not hand out.
@@ -49,32 +54,83 @@ def finish(request: PackRequest, manifest: Manifest, sink: Sink, progress: Progr
         envelope.verify(data, keys=keys, threshold=len(keys))
     else:
         parse_manifest(payload)
-    _write_roots(request)
-    fsio.atomic_write(directory / "oci-layout", OCI_LAYOUT)
-    fsio.atomic_write(directory / "index.json", write_oci(manifest, sink))
-    fsio.remove_leftovers(request.out / README_NAME)
-    fsio.atomic_write(request.out / README_NAME, _README)
-    for path in (sink.directory, sink.directory.parent, directory, directory.parent):
-        fsio.fsync_dir(path)
+    index = write_oci(manifest, sink)
+    volumes = tuple(
+        _Volume(request=request, number=number, count=len(sink.directories))
+        for number in range(1, len(sink.directories) + 1)
+    )
+    for volume in volumes:
+        volume.write(sink, index)
     with progress.stage("reading back", sum(sink.written.values())) as advance:
-        read_back(sink.directory, sink.written, advance)
-    fsio.atomic_write(directory / ENVELOPE_NAME, data)
-    _read_back_envelope(directory / ENVELOPE_NAME, data)
+        for volume in volumes:
+            read_back(volume.blobs, volume.files(sink), advance)
+    for volume in volumes:
+        fsio.atomic_write(volume.directory / ENVELOPE_NAME, data)
+        read_back_exactly(volume.directory / ENVELOPE_NAME, data)
     return payload
 
 
-def _write_roots(request: PackRequest) -> None:
-    """The chain of trust roots, so that a site that is behind can follow it."""
-    if not request.roots:
-        return
-    below = request.directory / ROOT_DIRECTORY
-    make_directory(request.out, below)
-    for number, data in enumerate(request.roots, start=1):
-        fsio.atomic_write(below / file_name(number), data)
-        _read_back_envelope(below / file_name(number), data)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Volume:
+    """One volume of a bundle that is being finished; the whole bundle if there is one only."""
+
+    request: PackRequest
+    number: int
+    count: int
+
+    @property
+    def directory(self) -> Path:
+        return self.request.volume_directory(self.number)
+
+    @property
+    def blobs(self) -> Path:
+        return self.directory / "blobs" / "sha256"
+
+    def files(self, sink: Sink) -> dict[Digest, int]:
+        """What stands on this volume: its own segments, and every small file."""
+        return {
+            digest: size_bytes
+            for digest, size_bytes in sink.written.items()
+            if digest in sink.small or sink.volume_of(digest) == self.number
+        }
+
+    def write(self, sink: Sink, index: bytes) -> None:
+        """Write what stands on every volume, and flush it."""
+        if self.number > 1:
+            for digest in sorted(sink.small):
+                size_bytes = sink.written[digest]
+                data = fsio.read_bounded(sink.directory / digest.hex, max_bytes=size_bytes)
+                fsio.atomic_write(self.blobs / digest.hex, data)
+        self._write_roots()
+        fsio.atomic_write(self.directory / "oci-layout", OCI_LAYOUT)
+        fsio.atomic_write(self.directory / "index.json", index)
+        if self.request.volume_bytes:
+            hint = {"label": LABEL.format(self.number), "of": self.count, "volume": self.number}
+            fsio.atomic_write(self.directory / _HINT_NAME, encode_json(hint))
+        readme = self.request.volume_root(self.number) / README_NAME
+        fsio.remove_leftovers(readme)
+        fsio.atomic_write(readme, README)
+        for path in (self.blobs, self.blobs.parent, self.directory, self.directory.parent):
+            fsio.fsync_dir(path)
+
+    def _write_roots(self) -> None:
+        """The chain of trust roots, so that a site that is behind can follow it."""
+        if not self.request.roots:
+            return
+        below = self.directory / ROOT_DIRECTORY
+        make_directory(self.request.out, below)
+        for number, data in enumerate(self.request.roots, start=1):
+            fsio.atomic_write(below / file_name(number), data)
+            read_back_exactly(below / file_name(number), data)
 
 
-def _read_back_envelope(path: Path, data: bytes) -> None:
+def read_back_exactly(path: Path, data: bytes) -> None:
+    """Read a small file from the medium and compare it.
+
+    Raises:
+        PackError: the medium gives back something else.
+        BundleError: it cannot be read, or is gone.
+    """
     with fsio.open_regular(path, size_bytes=len(data)) as file:
         fsio.drop_cache(file.fileno())
         if file.read() != data:
@@ -101,27 +157,40 @@ def make_directory(root: Path, path: Path) -> None:
         fsio.raise_io(error, path)
 
 
-def clear_unfinished(directory: Path) -> None:
+def clear_unfinished(request: PackRequest) -> None:
     """Remove what an interrupted pack left, and nothing else.
 
     Raises:
         BundleExistsError: there is something else in the directory.
     """
-    if not directory.exists():
-        return
-    found = {entry.name for entry in directory.iterdir()}
-    foreign = {name for name in found - _LEFTOVERS if not name.endswith(".part")}
-    if foreign:
-        raise BundleExistsError(
-            f"{directory}: expected leftovers of a pack, found {min(foreign)!r}",
-            hint="look at it, and remove it by hand",
-        )
-    shutil.rmtree(directory, ignore_errors=True)
+    for directory in _directories(request):
+        found = {entry.name for entry in directory.iterdir()}
+        foreign = {name for name in found - _LEFTOVERS if not name.endswith(".part")}
+        if foreign:
+            raise BundleExistsError(
+                f"{directory}: expected leftovers of a pack, found {min(foreign)!r}",
+                hint="look at it, and remove it by hand",
+            )
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def remove(directory: Path, readme: Path) -> None:
+def remove(request: PackRequest) -> None:
     """Take away an unfinished bundle, and what stands around it unless others need it."""
-    shutil.rmtree(directory, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        directory.parent.rmdir()
-        readme.unlink()
+    for number, directory in enumerate(_directories(request), start=1):
+        root = request.volume_root(number)
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()
+            (root / README_NAME).unlink(missing_ok=True)
+            if root != request.out:
+                root.rmdir()
+
+
+def _directories(request: PackRequest) -> list[Path]:
+    """The bundle's directories that are there, volume after volume."""
+    if not request.volume_bytes:
+        return [request.directory] if request.directory.exists() else []
+    numbers = itertools.takewhile(
+        lambda number: request.volume_directory(number).exists(), itertools.count(1)
+    )
+    return [request.volume_directory(number) for number in numbers]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from bundler.errors import PackError
 from bundler.format.digest import Digest
 from bundler.format.errors import DamagedError
 from bundler.format.fsio import drop_cache, open_regular, raise_io, write_all
@@ -26,12 +27,74 @@ _READ_BYTES: Final = 4 << 20
 
 
 class Sink:
-    """The directory ``blobs/sha256`` of a bundle being written."""
+    """The directory ``blobs/sha256`` of a bundle being written; one for each volume of it.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    Small files go on the first volume and are copied to the others in the end; segments fill one
+    volume after the other.
+
+    Args:
+        directory: of the first volume.
+        volume_bytes: most bytes of segments on one volume; 0 for one volume without an end.
+        following: makes the directory of a further volume, by its number.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        volume_bytes: int = 0,
+        following: Callable[[int], Path] | None = None,
+    ) -> None:
+        self.directories = [directory]
         self.written: dict[Digest, int] = {}
+        self.small: set[Digest] = set()
+        self._volumes: dict[Digest, int] = {}
+        self._volume_bytes = volume_bytes
+        self._following = following
+        self._used_bytes = 0
         self._temporary = 0
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the first volume."""
+        return self.directories[0]
+
+    def volume_of(self, digest: Digest) -> int:
+        """On which volume a segment was written, from 1."""
+        return self._volumes[digest]
+
+    def path_of(self, digest: Digest) -> Path:
+        """Where a file stands that was written."""
+        return self.directories[self._volumes[digest] - 1] / digest.hex
+
+    def room_for(self, first_bytes: int, most_bytes: int) -> int:
+        """How long the next segment may become; a volume that is full is left for the next one.
+
+        Args:
+            first_bytes: what it begins with.
+            most_bytes: more than that is never wanted.
+
+        Raises:
+            PackError: a volume is smaller than what it begins with.
+        """
+        if not self._volume_bytes:
+            return most_bytes
+        if first_bytes > self._volume_bytes:
+            raise PackError(
+                f"volume-size: expected room for a chunk of {first_bytes} bytes, "
+                f"found {self._volume_bytes}"
+            )
+        if self._used_bytes + first_bytes > self._volume_bytes:
+            assert self._following is not None
+            self.directories.append(self._following(len(self.directories) + 1))
+            self._used_bytes = 0
+        return min(most_bytes, self._volume_bytes - self._used_bytes)
+
+    def took(self, digest: Digest, size_bytes: int) -> None:
+        """A file was written, under this name, on the volume being filled."""
+        self.written[digest] = size_bytes
+        self._volumes[digest] = len(self.directories)
+        self._used_bytes += size_bytes
 
     def put(self, data: bytes) -> BlobRef:
         """Write a small file; the same bytes are written once.
@@ -42,16 +105,21 @@ class Sink:
         """
         digest = Digest.of(data)
         if digest not in self.written:
-            with self.file() as file:
+            with self.file(self.directory) as file:
                 file.write(data)
                 file.close(digest)
+        self.small.add(digest)
         return BlobRef(digest=digest, size_bytes=len(data))
 
     @contextmanager
-    def file(self) -> Iterator[SinkFile]:
-        """A file that is named when it is closed, and removed when the block fails."""
+    def file(self, directory: Path | None = None) -> Iterator[SinkFile]:
+        """A file that is named when it is closed, and removed when the block fails.
+
+        Args:
+            directory: where; else on the volume being filled.
+        """
         self._temporary += 1
-        path = self.directory / f"part-{self._temporary}"
+        path = (directory or self.directories[-1]) / f"part-{self._temporary}"
         file = SinkFile(path, self)
         try:
             yield file
@@ -100,10 +168,13 @@ class SinkFile:
         try:
             os.fsync(self._fd)
             self._close()
-            self._path.rename(self._sink.directory / digest.hex)
+            if digest in self._sink.written:
+                self._path.unlink()  # the same bytes are written once
+                return
+            self._path.rename(self._path.with_name(digest.hex))
         except OSError as error:
             raise_io(error, self._path)
-        self._sink.written[digest] = self.size_bytes
+        self._sink.took(digest, self.size_bytes)
 
     def discard(self) -> None:
         """Remove the file unless it was closed."""

@@ -16,13 +16,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bundler.committing import README_NAME, clear_unfinished, finish, make_directory, remove
+from bundler.committing import (
+    clear_unfinished,
+    finish,
+    make_directory,
+    remove,
+)
 from bundler.delta import Sources, file_delta
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope
 from bundler.format.cutting import Cut
 from bundler.format.digest import Digest
-from bundler.format.manifest import Artifact, GgufFacts, Manifest, Variant
+from bundler.format.manifest import Artifact, GgufFacts, Manifest, Variant, volume_count
 from bundler.format.statement import parse_manifest
 from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
 from bundler.hashing import source_digest
@@ -47,12 +52,14 @@ class Packed:
         manifest: what it says.
         payload_digest: the identity of the bundle.
         was_there: it had been packed before, and was only checked.
+        request: what was packed, with everything that was decided meanwhile.
     """
 
     directory: Path
     manifest: Manifest
     payload_digest: Digest
     was_there: bool
+    request: PackRequest
 
 
 def with_material(request: PackRequest, material: Material) -> PackRequest:
@@ -93,20 +100,21 @@ def pack(
     if there := _already_there(request, recipe, progress):
         return there
     check_room(plan, request.out, request.work)
-    clear_unfinished(request.directory)
-    sink = Sink(request.directory / "blobs" / "sha256")
+    clear_unfinished(request)
+    sink = _sink(request, plan)
     try:
         make_directory(request.out, sink.directory)
         manifest = _store(request, plan, recipe, sink, progress)
         payload = finish(request, manifest, sink, progress)
     except BaseException:
-        remove(request.directory, request.out / README_NAME)
+        remove(request)
         raise
     return Packed(
         directory=request.directory,
         manifest=manifest,
         payload_digest=Digest.of(payload),
         was_there=False,
+        request=request,
     )
 
 
@@ -130,25 +138,51 @@ def _already_there(request: PackRequest, recipe: Digest, progress: Progress) -> 
         )
     if keys:
         envelope.verify(data, keys=keys, threshold=len(keys))
-    files = signed_files(manifest)
-    blobs = request.directory / "blobs" / "sha256"
-    with progress.stage("checking the bundle that is there", sum(files.values())) as advance:
-        read_back(blobs, files, advance)
+    total = manifest.totals.stored_bytes
+    with progress.stage("checking the bundle that is there", total) as advance:
+        for number in range(1, volume_count(manifest) + 1):
+            volume = BundleDirectory(request.volume_directory(number))
+            if envelope.parse(volume.read_envelope()).payload != envelope.parse(data).payload:
+                raise BundleExistsError(f"{volume.path}: expected volume {number} of this bundle")
+            read_back(volume.path / "blobs" / "sha256", signed_files(manifest, number), advance)
     return Packed(
         directory=request.directory,
         manifest=manifest,
         payload_digest=Digest.of(envelope.parse(data).payload),
         was_there=True,
+        request=request,
     )
 
 
-def signed_files(manifest: Manifest) -> dict[Digest, int]:
-    """Every file the statement names, with its size in bytes."""
+def signed_files(manifest: Manifest, volume: int) -> dict[Digest, int]:
+    """Every file the statement names for a volume, with its size in bytes."""
     files = {one.digest: one.size_bytes for one in manifest.blobs}
     for artifact in manifest.artifacts:
+        segments = artifact.segments
         files[artifact.index.digest] = artifact.index.size_bytes
-        files.update((one.digest, one.size_bytes) for one in artifact.segments)
+        if artifact.parity is not None:
+            segments += artifact.parity.segments
+            files[artifact.parity.index.digest] = artifact.parity.index.size_bytes
+        files.update((one.digest, one.size_bytes) for one in segments if one.volume == volume)
     return files
+
+
+def _sink(request: PackRequest, plan: Plan) -> Sink:
+    """Where files go: one directory, or one after the other as volumes fill."""
+    below = Path("blobs") / "sha256"
+    if not request.volume_bytes:
+        return Sink(request.directory / below)
+
+    def following(number: int) -> Path:
+        directory = request.volume_directory(number) / below
+        make_directory(request.out, directory)
+        return directory
+
+    return Sink(
+        request.directory / below,
+        volume_bytes=plan.room_bytes(request.volume_bytes),
+        following=following,
+    )
 
 
 def _store(
@@ -234,4 +268,5 @@ class _Storing:
                 facts=facts,
                 advance=stack.enter_context(self.progress.stage(doing, size_bytes)),
                 delta=delta,
+                parity=self.request.parity,
             )

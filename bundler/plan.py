@@ -14,13 +14,16 @@ from bundler.errors import PackError
 from bundler.format.errors import NoSpaceError
 from bundler.format.fsio import raise_io
 from bundler.format.keys import Signer
+from bundler.format.limits import CHUNK_BYTES
 from bundler.format.manifest import Source
 from bundler.format.name import ModelName
+from bundler.format.parity import GROUP
 from bundler.format.statement import CHANNEL_PATTERN
 from bundler.format.strict import Reader, encode_json
 from bundler.layers import Layers
 from bundler.quantize import check_quantization, estimate_bytes, known_quantization
 from bundler.source.material import OllamaImage
+from bundler.volumes import LABEL, segments_room
 from hwprobe.gguf import ModelProfile
 from hwprobe.quantity import Bytes
 
@@ -51,6 +54,8 @@ class PackRequest:
         roots: envelopes of the chain of trust roots, from version 1; often none.
         against: what the target holds already; only the rest is packed.
         image: the source's manifest and config in Ollama's store: they keep its id.
+        volume_bytes: size of the media the bundle is spread over; 0 for one without an end.
+        parity: whether lost chunks shall come back from parity.
         work: directory for quantized files, removed one by one.
         threads: CPU threads for quantizing.
     """
@@ -81,13 +86,23 @@ class PackRequest:
     roots: tuple[bytes, ...] = ()
     against: Against | None = None
     image: OllamaImage | None = None
+    volume_bytes: int = 0
+    parity: bool = False
     work: Path
     threads: int = 1
 
     @property
     def directory(self) -> Path:
-        """Where the bundle goes on the medium."""
-        return self.out / "satchel" / f"{self.channel}-{self.seq:06d}"
+        """Where the bundle, or its first volume, goes."""
+        return self.volume_directory(1)
+
+    def volume_root(self, number: int) -> Path:
+        """What becomes the root of a medium: ``out``, or one directory in it for each volume."""
+        return self.out / LABEL.format(number) if self.volume_bytes else self.out
+
+    def volume_directory(self, number: int) -> Path:
+        """Where the bundle stands on that volume."""
+        return self.volume_root(number) / "satchel" / f"{self.channel}-{self.seq:06d}"
 
     @property
     def companions(self) -> tuple[Path, ...]:
@@ -116,15 +131,31 @@ class Plan:
 
     Attributes:
         is_delta: how much less a delta needs shows as it is written.
+        chunks: of everything, about.
+        small_bytes: of what stands on every volume besides indexes.
     """
 
     variants: tuple[PlannedVariant, ...]
     medium_bytes: int
     work_bytes: int
     is_delta: bool = False
+    chunks: int = 0
+    small_bytes: int = 0
+
+    def room_bytes(self, volume_bytes: int) -> int:
+        """Bytes of segments that go on one volume of this size.
+
+        Raises:
+            PackError: it is too small for what stands on every volume.
+        """
+        return segments_room(volume_bytes, self.chunks, self.small_bytes)
+
+    def volumes(self, volume_bytes: int) -> int:
+        """How many volumes of this size it takes, at most."""
+        return -(-self.medium_bytes // self.room_bytes(volume_bytes))
 
 
-def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
+def make_plan(request: PackRequest, profile: ModelProfile, *, chunks: int = 0) -> Plan:
     """Decide the variants and estimate their sizes.
 
     Raises:
@@ -152,12 +183,19 @@ def make_plan(request: PackRequest, profile: ModelProfile) -> Plan:
         raise PackError(f"quantize: expected each variant once, found {', '.join(ids)}")
     made = [variant.size_bytes for variant in planned if not variant.is_source]
     small = sum(len(data) for _, data in request.layers) + len(request.modelfile or b"")
+    texts = small + sum(len(data) for data in request.roots)
     small += sum(path.stat().st_size for path in request.companions)
+    large = sum(variant.size_bytes for variant in planned) + small
+    if request.parity:
+        # Blocks are as long as their group's longest chunk: one group more than chunks make.
+        large += 2 * (large // GROUP + CHUNK_BYTES * (len(planned) + len(request.companions)))
     return Plan(
         variants=tuple(planned),
-        medium_bytes=sum(variant.size_bytes for variant in planned) + small + _OVERHEAD_BYTES,
+        medium_bytes=large + _OVERHEAD_BYTES,
         work_bytes=max(made, default=0),
         is_delta=request.against is not None,
+        chunks=chunks * (len(planned) + len(request.companions)),
+        small_bytes=texts,
     )
 
 

@@ -45,6 +45,8 @@ def _beside(request: PackRequest) -> dict[str, Any]:
     image = request.image
     return {
         "origin": [request.origin.uri, request.origin.revision] if request.origin else [],
+        "volume_bytes": request.volume_bytes,
+        "parity": request.parity,
         "projector": str(source_digest(request.projector, silent)) if request.projector else "",
         "draft": str(source_digest(request.draft, silent)) if request.draft else "",
         "adapters": [str(source_digest(path, silent)) for path in request.adapters],

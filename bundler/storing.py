@@ -35,6 +35,7 @@ from bundler.format.index import (
 from bundler.format.limits import CHUNK_BYTES, SEGMENT_BYTES
 from bundler.format.manifest import Artifact, Encoding, GgufFacts, Segment
 from bundler.medium import Sink, SinkFile
+from bundler.paritying import write_parity
 from bundler.progress import Advance
 
 MIN_SAVING: Final = 0.03
@@ -83,6 +84,7 @@ def store_artifact(
     advance: Advance,
     segment_bytes: int = SEGMENT_BYTES,
     delta: FileDelta | None = None,
+    parity: bool = False,
 ) -> Artifact:
     """Write a file as segments and an index.
 
@@ -95,6 +97,7 @@ def store_artifact(
         advance: told of plain bytes written.
         segment_bytes: where segments are closed.
         delta: what the target holds already; the rest takes ``encoding``.
+        parity: whether two lost chunks of 64 shall come back.
 
     Raises:
         PackError: the source cannot be read, or changed meanwhile.
@@ -115,8 +118,10 @@ def store_artifact(
         index=stored,
         gguf=facts,
         segments=tuple(
-            Segment(digest=one.digest, size_bytes=one.size_bytes) for one in index.segments
+            Segment(digest=one.digest, size_bytes=one.size_bytes, volume=sink.volume_of(one.digest))
+            for one in index.segments
         ),
+        parity=write_parity(source, index, sink, segment_bytes=segment_bytes) if parity else None,
     )
 
 
@@ -178,9 +183,8 @@ class ArtifactWriter:
         self._segment_stack = self._stack.enter_context(ExitStack())
         self._segment_hash = hashlib.sha256()
         self._hashing: tuple[Future[None], bytearray] | None = None
-        size_bytes = cuts[-1].end if cuts else 0
-        # One unencoded segment is the file itself: its digest is known already.
-        self._is_slice = delta is None and encoding == "identity" and size_bytes <= segment_bytes
+        self._limit = segment_bytes
+        self._is_slice = False
 
     def __enter__(self) -> Self:
         return self
@@ -374,13 +378,18 @@ class ArtifactWriter:
 
     def _room_for(self, size_bytes: int) -> SinkFile:
         """The open segment; a new one when these bytes would make it too large."""
-        full = (
-            self._segment is not None
-            and self._segment.size_bytes + size_bytes > self._segment_bytes
-        )
+        full = self._segment is not None and self._segment.size_bytes + size_bytes > self._limit
         if full:
             self._close_segment()
         if self._segment is None:
+            self._limit = self._sink.room_for(size_bytes, self._segment_bytes)
+            # One unencoded segment is the file itself: its digest is known already.
+            self._is_slice = (
+                self._delta is None
+                and self._encoding == "identity"
+                and not self._segments
+                and self._cuts[-1].end <= self._limit
+            )
             self._segment = self._segment_stack.enter_context(self._sink.file())
             self._segment_hash = hashlib.sha256()
         return self._segment

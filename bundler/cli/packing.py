@@ -16,12 +16,13 @@ from bundler.cli.signers import counter_of, issued_now, signing_keys
 from bundler.format.errors import BundleError
 from bundler.format.fsio import read_bounded
 from bundler.format.keys import Signer
-from bundler.format.manifest import Manifest
+from bundler.format.manifest import Manifest, volume_count
 from bundler.format.modelfile import MAX_MODELFILE_BYTES
 from bundler.layers import model_layers
 from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
 from bundler.plan import PackRequest, check_request, make_plan, plan_lines
+from bundler.removable import is_removable
 from bundler.screen import screen_progress
 from bundler.sequence import remember, with_sequence
 from bundler.site import read_site, site_lines
@@ -30,6 +31,7 @@ from bundler.source.local import open_adapter
 from bundler.source.ollama_store import default_stores
 from bundler.source.opening import Access, open_source
 from bundler.source.reference import Reference, RegistryReference
+from bundler.volumes import parse_size
 from hwprobe.draft import check_draft
 from hwprobe.gguf import read_header
 from hwprobe.quantity import Bytes
@@ -140,6 +142,21 @@ def pack(
     device: Annotated[
         Path | None, typer.Option(help="The site's device key: refuse an inventory of another.")
     ] = None,
+    volume_size: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Spread the bundle: OUT/SATCHEL-1, … of 4G, or of cd, dvd, dvd-dl, bd, bd-dl, "
+            "bd-xl, fat32.",
+        ),
+    ] = "",
+    parity: Annotated[
+        bool | None,
+        typer.Option(
+            help="Two blocks for every 64 chunks, so that damage is repaired.  "
+            "[default: for volumes and removable media]"
+        ),
+    ] = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
@@ -180,6 +197,8 @@ def pack(
         draft=draft,
         adapters=tuple(adapter or ()),
         roots=inputs.root_chain(root),
+        volume_bytes=parse_size(volume_size) if volume_size else 0,
+        parity=(bool(volume_size) or is_removable(out)) if parity is None else parity,
         work=work or Path(tempfile.gettempdir()),
         threads=threads,
     )
@@ -209,6 +228,12 @@ def pack(
         print("not signed: no target takes it before satchel-bundle sign")
     for label, machine in sites:
         print("\n".join(site_lines(packed.manifest, machine, label)))
+    count = volume_count(packed.manifest)
+    for number in range(1, count + 1) if volume_size else ():
+        print(f"volume     {packed.request.volume_root(number)} ({number} of {count})")
+    if volume_size:
+        print("copy each to its medium: satchel-bundle copy VOLUME --out MEDIUM")
+        return
     print(f"safe to remove: {out}")
 
 
@@ -232,7 +257,8 @@ def _pack(
     request = with_material(replace(request, adapters=adapters), material)
     if request.draft is not None:
         check_draft(read_header(request.draft), read_header(request.source))
-    plan = make_plan(request, open_gguf(request.source).profile)
+    opened = open_gguf(request.source)
+    plan = make_plan(request, opened.profile, chunks=len(opened.cuts))
     digest = material.origin.digest
     if seq is None and digest is not None:
         request = with_sequence(request, digest, counter)
@@ -265,6 +291,7 @@ def _packed_json(packed: Packed, keys: tuple[Signer, ...]) -> dict[str, Any]:
         "id": info.id,
         "channel": info.channel,
         "seq": info.seq,
+        "volumes": volume_count(packed.manifest),
         "was_there": packed.was_there,
         "kind": info.kind,
         "plain_bytes": packed.manifest.totals.plain_bytes,

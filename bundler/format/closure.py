@@ -11,6 +11,9 @@ from bundler.format.digest import Digest
 from bundler.format.errors import ManifestError, UnsupportedError
 from bundler.format.manifest import Artifact, Manifest, Model, sum_totals
 
+_PARITY_SCHEME: Final = "pq-2"
+_MAX_GROUP: Final = 255
+"""Larger groups have no Q (`bundler.format.parity`)."""
 _KNOWN_MEDIA: Final = "application/vnd.gguf"
 
 
@@ -117,12 +120,16 @@ def _check_files(manifest: Manifest) -> None:
                     found=f"{sizes[segment.digest]} and {segment.size_bytes}",
                 )
     for position, artifact in enumerate(manifest.artifacts):
-        if artifact.index.digest in sizes:
-            raise ManifestError(
-                at=f"predicate.artifacts[{position}].index",
-                expected="a file of its own",
-                found=f"{artifact.index.digest}, which is something else too",
-            )
+        own = [("index", artifact.index)]
+        if artifact.parity is not None:
+            own.append(("parity.index", artifact.parity.index))
+        for name, index in own:
+            if index.digest in sizes:
+                raise ManifestError(
+                    at=f"predicate.artifacts[{position}].{name}",
+                    expected="a file of its own",
+                    found=f"{index.digest}, which is something else too",
+                )
 
 
 def refuse_reserved(manifest: Manifest) -> None:
@@ -142,7 +149,11 @@ def refuse_reserved(manifest: Manifest) -> None:
         and any(one.encoding == "delta" for one in manifest.artifacts),
         "encryption": manifest.encryption is not None,
         "rollback permission": manifest.rollback is not None,
-        "parity": any(one.parity is not None for one in manifest.artifacts),
+        "parity scheme": any(
+            one.parity is not None
+            and (one.parity.scheme != _PARITY_SCHEME or one.parity.group > _MAX_GROUP)
+            for one in manifest.artifacts
+        ),
         "acceptance prompts": any(one.acceptance is not None for one in variants),
         "media type": any(one.media != _KNOWN_MEDIA for one in manifest.artifacts),
     }

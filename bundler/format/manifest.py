@@ -181,7 +181,7 @@ class GgufFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Recovery data; reserved."""
+    """Recovery data: two blocks for every ``group`` chunks (`bundler.format.parity`)."""
 
     scheme: str
     group: int
@@ -269,6 +269,16 @@ class Manifest:
     def blob(self, digest: Digest) -> BlobRef:
         """The blob of that digest; a parsed statement has every one its models name."""
         return next(one for one in self.blobs if one.digest == digest)
+
+
+def volume_count(manifest: Manifest) -> int:
+    """On how many volumes a bundle was planned to go."""
+    segments = (
+        segment
+        for artifact in manifest.artifacts
+        for segment in artifact.segments + (artifact.parity.segments if artifact.parity else ())
+    )
+    return max((segment.volume for segment in segments), default=1)
 
 
 def sum_totals(artifacts: tuple[Artifact, ...], blobs: tuple[BlobRef, ...]) -> Totals:

@@ -238,12 +238,13 @@ def test_a_reserved_kind_without_models_is_unsupported_not_malformed() -> None:
         parse_manifest(bundle.payload())
 
 
-def test_parity_is_refused_as_unsupported() -> None:
+@pytest.mark.parametrize(("scheme", "group"), [("pq-3", 64), ("pq-2", 256)])
+def test_another_parity_is_refused_as_unsupported(scheme: str, group: int) -> None:
     def add(p: dict[str, Any]) -> None:
         first = p["artifacts"][0]
         index = {"digest": DIGEST, "size": 10}
         segment = {"digest": OTHER, "size": 5, "volume": 2}
-        first["parity"] = {"scheme": "pq-2", "group": 64, "index": index, "segments": [segment]}
+        first["parity"] = {"scheme": scheme, "group": group, "index": index, "segments": [segment]}
         p["totals"]["stored"] += 15
 
     with pytest.raises(UnsupportedError, match="parity"):
