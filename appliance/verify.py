@@ -29,12 +29,9 @@ from appliance.errors import AppError
 from appliance.intake import read_source
 from appliance.local import check_local
 from appliance.media import open_media
-<<<<<<< HEAD
 from appliance.permits import permit_for
-=======
 from appliance.reading import Source, plain_chunks
 from appliance.rebuilding import rebuilt_chunks
->>>>>>> f7340e0 (bundler, appliance: bundles in volumes, and parity that brings damaged chunks back)
 from appliance.site import Observer, Request, Site
 from bundler.format.errors import BundleError, DamagedError
 from bundler.format.index import parse_index

@@ -27,14 +27,11 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "public": ("keys", "Print the public half of a key, as the file for satchel trust add."),
     "pack": ("packing", "Pack a model into a signed bundle."),
     "sign": ("signatures", "Add a signature to a finished bundle; the weights are not needed."),
-<<<<<<< HEAD
     "permit": (
         "signatures",
         "Let a site take an older bundle, once; for keys of the root's role rollback.",
     ),
-=======
     "copy": ("copies", "Copy a bundle, or one volume of it, to a medium, and read it back."),
->>>>>>> f7340e0 (bundler, appliance: bundles in volumes, and parity that brings damaged chunks back)
     "contents": ("signatures", "List what a bundle says it holds. Nothing is verified."),
     "root": (
         "roots",
