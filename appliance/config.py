@@ -103,6 +103,7 @@ class CacheConfig:
 
     share_across_keys: bool
     ram_bytes: int
+    disk_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@
     satchel/crashes/                                records of crashed runners, by the server
     satchel/engine/                                 what was tried of the engine, by the server
     satchel/waiting/<statement hex>/                imports that operators have not approved yet
+    satchel/states/                                 computed prompts, by the server, 0700
     satchel/trust/                                  keys, and what was accepted before; origins of
                                                     removed models that are not counted yet
     satchel/lock                                    held by whoever writes
@@ -82,6 +83,11 @@ class Paths:
     def crashes(self) -> Path:
         """Records of crashed runners, see `appliance.crashes`."""
         return self.root / "satchel" / "crashes"
+
+    @property
+    def states(self) -> Path:
+        """Computed prompts that outlive a runner, see `server.runner.shelf`."""
+        return self.root / "satchel" / "states"
 
     @property
     def trust(self) -> Path:

@@ -400,6 +400,11 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="host memory per loaded model for computed prompts that had to leave its KV cache; "
         "taken only where the plan has it left over; 0 keeps none",
     ),
+    _row(
+        "cache", "disk", 0, _size, field="disk_bytes", env=("SATCHEL_CACHE_DISK",),
+        meaning="room in the store, for all models together, for computed prompts that outlive a "
+        "model's process; they hold what clients asked; 0 keeps none, and removes those there are",
+    ),
 )  # fmt: skip
 """All settings outside ``[model."name"]``, in the order they are documented."""
 

@@ -60,7 +60,9 @@ from server.listener import (
 from server.manager import Manager, this_manager
 from server.planner import Machines, Planner, SelfTest
 from server.runner.process import Runner, RunnerLimits
+from server.runner.tidying import sweep
 from server.scheduler import Scheduler, SchedulerLimits
+from server.shelving import Shelving
 
 PROGRAM = "satchel-server"
 LOG = logging.getLogger("satchel.server")
@@ -152,6 +154,7 @@ def _run(
         identity=machine_identity(machine),
         repacked=machines.repacked,
     )
+    sweep(store.paths.states, config.cache.disk_bytes)
     scheduler = Scheduler(
         budgets=machines.budgets({}),
         experience=experience,
@@ -165,6 +168,13 @@ def _run(
         start_runner=functools.partial(
             Runner.spawn, limits=RunnerLimits(load_s=config.server.load_timeout_s or math.inf)
         ),
+        shelving=Shelving(
+            folder=store.paths.states,
+            limit_bytes=config.cache.disk_bytes,
+            engine_build=engine_build,
+        )
+        if config.cache.disk_bytes
+        else None,
         limits=SchedulerLimits(
             max_queue=max_queue,
             max_loaded_models=config.server.max_loaded_models,

@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import assert_never
@@ -60,6 +60,7 @@ from server.residency import (
 from server.runner import protocol
 from server.runner.process import Runner
 from server.settling import wait_for_memory
+from server.shelving import Shelving
 
 __all__ = ["Demand", "Lease", "LoadedModel", "Scheduler", "SchedulerLimits"]
 
@@ -111,6 +112,7 @@ class Scheduler:
         coroner: Coroner | None = None,
         experience: Experience | None = None,
         measure: Callable[[Mapping[str, int]], Mapping[str, int]] = lambda _: {},
+        shelving: Shelving | None = None,
     ) -> None:
         """Start with nothing loaded.
 
@@ -123,6 +125,7 @@ class Scheduler:
             limits: see `SchedulerLimits`.
             clock: monotonic seconds.
             coroner: learns from runners that die.
+            shelving: what of computed prompts outlives runners; nothing without it.
             experience: learns from models that were loaded and from answers.
             measure: bytes per pool that models may take, measured now, when those in memory
                 are planned to take so many; pools it leaves out keep their budget. Called before
@@ -132,6 +135,7 @@ class Scheduler:
         self._coroner = coroner or Coroner()
         self._experience = experience or Experience()
         self._measure = measure
+        self._shelving = shelving
         self._start_runner = start_runner
         self._check = check
         self._free_bytes = free_bytes
@@ -226,8 +230,8 @@ class Scheduler:
             self._changed.wait_for(lambda: not self._core.residents, drain_s)
             self._ending = True
             left = {i: slot.runner for i, slot in self._slots.items() if slot.runner is not None}
-        for load_id, runner in left.items():
-            runner.stop(0)
+        self._end_all(tuple(left.values()))
+        for load_id in left:
             with self._changed:
                 self._perform(self._core.died(self._clock(), load_id))
                 self._perform(self._core.unloaded(self._clock(), load_id))
@@ -236,6 +240,15 @@ class Scheduler:
             self._closed = True
             self._changed.notify_all()
         self._timer.join()
+
+    def _end_all(self, runners: Sequence[Runner]) -> None:
+        """Stop runners, all at once: each may take its time to put computed prompts away."""
+        grace_s = self._limits.stop_grace_s if self._shelving is not None else 0.0
+        threads = [threading.Thread(target=one.stop, args=(grace_s,)) for one in runners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
     def _submit(self, waiter: _Waiter) -> Ticket:
         """Tell the core about a request; plan it first if no model in memory will do."""
@@ -355,6 +368,7 @@ class Scheduler:
                 adapters=demand.adapters,
                 projector=str(demand.projector or ""),
                 draft=str(draft or ""),
+                keepsakes=self._keepsakes(demand, settings),
             )
         )
         with self._changed:
@@ -400,6 +414,11 @@ class Scheduler:
                 buffers=slot.buffers,
                 pid=runner.pid,
             )
+
+    def _keepsakes(self, demand: Demand, settings: EngineSettings) -> protocol.Keepsakes | None:
+        if self._shelving is None:
+            return None
+        return self._shelving.keepsakes(demand.key, settings, demand.adapters)
 
     def _refuse_at_the_end(self) -> None:
         with self._changed:

@@ -148,11 +148,17 @@ class Batching:
         return self._composer.prefills_alone(self.running.values(), room, budget_tokens)
 
     def plan(
-        self, budget_tokens: int, proposals: Mapping[int, tuple[int, ...]] = NOTHING
+        self,
+        budget_tokens: int,
+        proposals: Mapping[int, tuple[int, ...]] = NOTHING,
+        *,
+        together: bool = False,
     ) -> tuple[Chunk, ...]:
         """The next step; see `server.runner.composing.Composer.compose`."""
         room = self.limits.cells - self.cells.used
-        return self._composer.compose(self.running.values(), room, budget_tokens, proposals)
+        return self._composer.compose(
+            self.running.values(), room, budget_tokens, proposals, together=together
+        )
 
     def advance(self, chunk: Chunk) -> None:
         """Note that the cache now holds a chunk; what was proposed counts when confirmed."""

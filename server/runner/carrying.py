@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from server.runner.batching import Batching
+from server.runner.keeping import keep
+from server.runner.shelf import Shelf
 from server.runner.states import Sequences, States
 from server.runner.work import Discard, Drop, Effect, Restore, Save, Share, Slide
 
@@ -31,18 +33,30 @@ class Carrier:
         cache: Cache,
         batching: Batching,
         mirror: Callable[[Effect], None] = lambda _effect: None,
+        *,
+        shelf: Shelf | None = None,
     ) -> None:
         """Begin with an empty cache.
 
         Args:
             cache: the engine's.
-            batching: is told what could not be kept or restored.
+            batching: is told what could not be kept or restored, and what the shelf has.
             mirror: gets every effect, for another cache with the same sequences.
+            shelf: where states outlive the cache; nothing does without it.
         """
         self._mirror = mirror
         self._cache = cache
         self._batching = batching
-        self._states = States(cache)
+        self._shelf = shelf
+        self._states = States(cache, shelf)
+        for entry in () if shelf is None else shelf.entries():
+            saved = batching.saved.recall(entry.scope, entry.tokens)
+            self._states.recall(saved.id, entry)
+
+    def keep(self, until_s: float) -> None:
+        """Put on the shelf what would be lost with the cache; begin no file after ``until_s``."""
+        if self._shelf is not None:
+            keep(self._shelf, self._batching, self._states, until_s=until_s)
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Carry effects out.

@@ -45,6 +45,8 @@ class Composer:
         room: int,
         budget_tokens: int,
         proposals: Mapping[int, tuple[int, ...]] = NOTHING,
+        *,
+        together: bool = False,
     ) -> tuple[Chunk, ...]:
         """The next step: one token of each decoding request, then at most a budget of prefill.
 
@@ -56,11 +58,12 @@ class Composer:
             room: cells that are free.
             budget_tokens: of prefill.
             proposals: tokens by request.
+            together: nobody takes turns, whatever it costs.
         """
         active = {run.work.id: run for run in running if run.active}
         decoding = [run for run in active.values() if run.pending == 1]
         prefilling = [run for run in active.values() if run.pending > 1]
-        if self._takes_turns(active.values(), room, budget_tokens):
+        if not together and self._takes_turns(active.values(), room, budget_tokens):
             self._decoded = not self._decoded
             if self._decoded:
                 prefilling = []

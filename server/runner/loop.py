@@ -28,6 +28,7 @@ from server.runner.proposing import MOST_PROPOSED, Proposer
 from server.runner.protocol import Row, Step
 from server.runner.sampler import Sampler
 from server.runner.saved import SavedStates
+from server.runner.shelf import Shelf
 from server.runner.sight import Picture
 from server.runner.speculating import Speculation
 from server.runner.turns import Scales, Turns
@@ -50,6 +51,7 @@ class Loop:
         send: Callable[[Step], None],
         drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
+        shelf: Shelf | None = None,
     ) -> None:
         """Begin with nothing to do.
 
@@ -60,6 +62,7 @@ class Loop:
             send: called once per step, in this thread.
             drafter: a draft model; ``None`` without one.
             clock: in seconds.
+            shelf: has what outlived others; ``None`` without one.
         """
         shape = engine.shape
         self.steps = 0
@@ -102,7 +105,7 @@ class Loop:
         )
         self._drafter = drafter
         mirror = (lambda _effect: None) if drafter is None else drafter.obey
-        self._carrier = Carrier(engine, self._batching, mirror)
+        self._carrier = Carrier(engine, self._batching, mirror, shelf=shelf)
         self._speculation = Speculation(
             most=most_proposed, pace=self._pace, door=inbox, drafter=drafter
         )
@@ -120,6 +123,10 @@ class Loop:
                 rows += computed
             if rows or computed is not None:
                 self._send(Step(n=self.steps, rows=tuple(rows)))
+
+    def keep(self, until_s: float) -> None:
+        """After the last step: put computed prompts on the shelf, until so late on `monotonic`."""
+        self._carrier.keep(until_s)
 
     def close(self) -> None:
         """Free what the requests hold."""
@@ -272,8 +279,9 @@ class Loop:
         if not self._engine.shape.divisible and len(self._batching.running) > 1:
             protected = max(protected, 1)  # no step is aborted for one of several: keep it short
         budget = max(self._pace.budget(protected) >> self._shrink, 1)
+        together = bool(self._suspects)  # each of them must be in the step to be found out
         proposals = {} if self._batching.prefills_alone(budget) else self._proposals()
-        chunks = self._in_turn(self._batching.plan(budget, proposals))
+        chunks = self._in_turn(self._batching.plan(budget, proposals, together=together))
         sight = self._engine.sight
         if sight is not None:
             chunks = self._gaze.narrow(chunks, sight.in_hand)

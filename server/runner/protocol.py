@@ -32,6 +32,21 @@ DoneReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keepsakes:
+    """Where computed prompts outlive a runner.
+
+    Attributes:
+        folder: with the files.
+        binding: 64 hex digits for what a state must have been computed with.
+        limit_bytes: most that all files may take.
+    """
+
+    folder: str
+    binding: str
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Load this model with these settings; the first line of every conversation."""
 
@@ -41,6 +56,7 @@ class Load:
     adapters: tuple[tuple[str, float], ...] = ()
     projector: str = ""
     draft: str = ""
+    keepsakes: Keepsakes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +369,8 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
                 **{**settings, "tensor_split": tuple(settings["tensor_split"])}
             )
             fields["adapters"] = tuple((path, scale) for path, scale in fields["adapters"])
+            if fields["keepsakes"] is not None:
+                fields["keepsakes"] = Keepsakes(**fields["keepsakes"])
         elif kind is Generate:
             fields["sampling"] = _sampling(fields["sampling"])
             if fields["constraint"] is not None:

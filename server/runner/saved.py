@@ -50,6 +50,11 @@ class SavedStates:
         """How many states there are."""
         return len(self._states)
 
+    @property
+    def all(self) -> tuple[Saved, ...]:
+        """Every state, the longest unused first."""
+        return tuple(self._states.values())
+
     def find(self, scope: str, wanted: Sequence[int], *, whole: bool) -> tuple[Saved | None, int]:
         """The state that begins most like a prompt, and how much of it.
 

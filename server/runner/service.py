@@ -37,6 +37,7 @@ from server.runner.pooling import PoolingLoop
 from server.runner.preparing import Preparing
 from server.runner.sampling import check_options, dry_tokens
 from server.runner.seeing import longest_step_s, looked, put_images, see
+from server.runner.shelf import Shelf
 from server.runner.texts import pieces_of, prepare_texts, tokenized
 from server.runner.turns import scales_of
 from server.runner.window import fit_prompt, kept_tokens, longest_answer
@@ -46,6 +47,10 @@ from server.wishes import SamplingOptions
 HANG_UP_S = 1.0
 """How long the main thread may take to end after the server hung up. Why: a running step can be
 aborted on a CPU, but not on a GPU."""
+
+KEEP_S = 3.5
+"""How long it may take beyond that to put computed prompts into files. Why: with `HANG_UP_S` it is
+less than what an unloaded runner is given before it is killed, see `server.lease`."""
 
 READER_STACK_BYTES = 64 << 20
 """Stack of the I/O thread. Why: some pre-tokenizers match long words recursively."""
@@ -65,6 +70,7 @@ class Service:
         self._loads: queue.SimpleQueue[protocol.Load | None] = queue.SimpleQueue()
         self._ready = threading.Event()
         self._gone = threading.Event()
+        self._keep_s = 0.0
         self._failed = False
         self._engine: Engine | None = None
         self._draft: Engine | None = None
@@ -129,12 +135,15 @@ class Service:
             # A running state cannot go back to before an aborted step: others would begin anew.
             patience_s = PATIENCE_S if engine.shape.divisible else math.inf
             inbox = Inbox(self._abort(engine), self._rearm(engine), patience_s=patience_s)
+            shelf = _shelf(load)
+            self._keep_s = 0.0 if shelf is None else KEEP_S
             loop = Loop(
                 engine,
                 slots=load.settings.slots,
                 inbox=inbox,
                 send=self._send,
                 drafter=self._new_drafter(engine),
+                shelf=shelf,
             )
         compiler = Compiler(engine.vocabulary)
         self._preparing = Preparing(
@@ -158,6 +167,8 @@ class Service:
         )
         try:
             loop.run()
+            if isinstance(loop, Loop) and not self._failed:
+                loop.keep(time.monotonic() + self._keep_s)
         finally:
             loop.close()
 
@@ -193,7 +204,7 @@ class Service:
         self._loads.put(None)
         if self._inbox is not None:
             self._inbox.close()
-        time.sleep(HANG_UP_S)
+        time.sleep(HANG_UP_S + self._keep_s)
         sys.stderr.flush()
         os._exit(int(self._failed))
 
@@ -284,6 +295,14 @@ def open_draft(path: Path, load: protocol.Load) -> Engine:
         raise LoadFailedError(f"draft: cannot be read: {error.strerror}") from error
     LOG.begin_model()
     return Engine(model_path=path, settings=settings)
+
+
+def _shelf(load: protocol.Load) -> Shelf | None:
+    kept = load.keepsakes
+    if kept is None:
+        return None
+    binding = bytes.fromhex(kept.binding)
+    return Shelf(Path(kept.folder), binding=binding, limit_bytes=kept.limit_bytes)
 
 
 def prepare(

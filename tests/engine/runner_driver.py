@@ -46,6 +46,7 @@ class Driver:
         load: bool = True,
         projector: Path | None = None,
         draft: Path | None = None,
+        keepsakes: protocol.Keepsakes | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
@@ -72,6 +73,7 @@ class Driver:
                     settings=engine or settings(),
                     projector=str(projector or ""),
                     draft=str(draft or ""),
+                    keepsakes=keepsakes,
                 )
             )
             self.until(lambda: self.ready is not None or self.failed is not None)

@@ -299,6 +299,14 @@ class TestSteps:
         both = [(1, 1), (2, 1)]
         assert planned == [both, [(3, 16)], both, [(3, 16)], [*both, (3, 8)]]
 
+    def test_all_are_in_one_step_where_one_of_them_is_looked_for(self) -> None:
+        bench = self.decoding_beside(40, tile=16)
+        bench.admit()
+        for _ in range(2):
+            chunks = bench.batching.plan(16, together=True)
+
+            assert [chunk.id for chunk in chunks] == [1, 2, 3]
+
     def test_prefill_of_less_than_a_tile_is_beside_decoding(self) -> None:
         for bench in (self.decoding_beside(13, tile=16), self.decoding_beside(40, tile=0)):
             chunks = bench.step(budget=13)
