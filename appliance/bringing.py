@@ -81,6 +81,17 @@ def bring(
             todo = tuple(replace(source, bundle=more) for source in todo)
 
 
+def hold(plan: Intake, admitted: Admitted, site: Site, reason: str) -> None:
+    """Let what was put together wait, although nothing is missing: the model was not accepted.
+
+    Raises:
+        NoSpaceError: there is no room to say so.
+        StoreAccessError: it cannot be written.
+    """
+    if plan.missing:
+        note(site.store.paths, replace(_job(plan, admitted, site), needs=reason))
+
+
 def _job(plan: Intake, admitted: Admitted, site: Site) -> Unfinished:
     info = admitted.manifest.bundle
     before = {job.statement: job for job in unfinished(site.store.paths)}

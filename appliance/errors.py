@@ -29,6 +29,7 @@ AppError                        1
 │   └── BlobTooLargeError      10  what a client sent is over the limit
 ├── ImportRefusedError         10
 │   ├── SeveralBundlesError    10  the medium holds several bundles
+│   ├── NotAcceptedError       10  the model fails its signed acceptance checks here
 │   ├── LocalObjectMissingError 10 a delta copies from a file that is not here any more
 │   └── UnusableModelError     10  a signed file is not a model the engine can be given
 ├── NoSpaceError               13  the file system of the store is too full
@@ -191,6 +192,10 @@ class ImportRefusedError(AppError):
 
 class SeveralBundlesError(ImportRefusedError):
     """The medium holds several bundles, and none was named."""
+
+
+class NotAcceptedError(ImportRefusedError):
+    """The model fails its signed acceptance checks on this machine."""
 
 
 class LocalObjectMissingError(ImportRefusedError):

@@ -14,8 +14,10 @@ The steps are those of docs/bundle-format.md, section 8. Each has its own refusa
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 from appliance import gate
+from appliance.accepting import Accepted, accept
 from appliance.admission import (
     Admitted,
     check_admission,
@@ -25,15 +27,15 @@ from appliance.admission import (
     with_roots,
 )
 from appliance.admission import verify_envelope as verify_signatures
-from appliance.bringing import bring
-from appliance.errors import AppError, ApprovalMissingError
+from appliance.bringing import bring, hold
+from appliance.errors import AppError, ApprovalMissingError, NotAcceptedError
 from appliance.intake import Arrival, Intake, plan_intake
 from appliance.journal import Journal
 from appliance.media import open_media
 from appliance.model import Origin, Provenance
 from appliance.permits import permit_for
 from appliance.policyfile import adopt_root, load_policy, save_policy
-from appliance.receipt import InstalledEntry, Receipt, last_receipt, write_receipt
+from appliance.receipt import AcceptedEntry, InstalledEntry, Receipt, last_receipt, write_receipt
 from appliance.site import Observer, Request, Site
 from appliance.staging import discard
 from appliance.store import Store, StoreWriter
@@ -45,6 +47,19 @@ from bundler.format.envelope import parse as parse_envelope
 from bundler.format.errors import BundleError, DamagedError
 from bundler.format.keys import KeyId
 from bundler.format.volume import ENVELOPE_NAME, BundleDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What was asked of machine and people before the names move.
+
+    Attributes:
+        accepted: acceptance checks that were run.
+        approved: keys of the operators who approved.
+    """
+
+    accepted: Accepted
+    approved: frozenset[KeyId]
 
 
 def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
@@ -68,8 +83,11 @@ def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
                 waiting = True
                 raise problem
             _check_staged(plan, site)
+            accepted = accept(plan, request, site, observer)
         except (AppError, BundleError) as error:
-            if plan is not None and not waiting:
+            if plan is not None and isinstance(error, NotAcceptedError):
+                hold(plan, admitted, site, str(error))
+            elif plan is not None and not waiting:
                 _undo(plan, admitted, writer)
             _record_refusal(site, bundle, error)
             raise
@@ -83,7 +101,8 @@ def import_bundle(request: Request, site: Site, observer: Observer) -> Receipt:
                 _wait(plan, admitted, request, writer, site=site)
                 raise _waits(admitted, site, have=len(approved), need=role.threshold)
         try:
-            return _install(plan, admitted, site, writer, approved)  # 8 and 9
+            who = _Checked(accepted=accepted, approved=approved)
+            return _install(plan, who, admitted, site, writer)  # 8 and 9
         except AppError:
             for planned in plan.names:
                 with contextlib.suppress(AppError):
@@ -222,11 +241,7 @@ def _record_refusal(site: Site, bundle: BundleDirectory, error: AppError | Bundl
 
 
 def _install(
-    plan: Intake,
-    admitted: Admitted,
-    site: Site,
-    writer: StoreWriter,
-    approved: frozenset[KeyId],
+    plan: Intake, who: _Checked, admitted: Admitted, site: Site, writer: StoreWriter
 ) -> Receipt:
     before = load_policy(site.store.paths.trust)
     changed = bool(plan.missing) or _names_change(plan, site.store)
@@ -251,7 +266,7 @@ def _install(
         permit=admitted.permit.digest if admitted.permit else None,
     )
     changed = changed or after != before
-    receipt = _receipt(plan, admitted, site, approved, changed=changed)
+    receipt = _receipt(plan, who, admitted, site, changed=changed)
     if changed:
         Journal(site.store.paths.journal).record(
             "imported",
@@ -260,7 +275,7 @@ def _install(
             seq=info.seq,
             receipt=receipt.number,
             names=[entry.name for entry in receipt.installed],
-            approved_by=sorted(approved),
+            approved_by=sorted(who.approved),
         )
         write_receipt(site.store.paths.receipts, receipt)
         # Last of all: a crash before this makes the next import of the bundle say it all again.
@@ -307,7 +322,7 @@ def _provenance(planned: Arrival, admitted: Admitted, site: Site) -> Provenance:
 
 
 def _receipt(
-    plan: Intake, admitted: Admitted, site: Site, approved: frozenset[KeyId], *, changed: bool
+    plan: Intake, who: _Checked, admitted: Admitted, site: Site, *, changed: bool
 ) -> Receipt:
     info = admitted.manifest.bundle
     labels = admitted.policy.labels()
@@ -321,7 +336,7 @@ def _receipt(
         seq=info.seq,
         statement=str(admitted.verified.digest),
         signed_by={key: labels[key] for key in sorted(admitted.verified.signed_by)},
-        approved_by={key: labels[key] for key in sorted(approved)},
+        approved_by={key: labels[key] for key in sorted(who.approved)},
         installed=tuple(
             InstalledEntry(
                 name=planned.name.short(),
@@ -335,5 +350,11 @@ def _receipt(
         copied_bytes=sum(source.artifact.size_bytes for source in plan.missing),
         at=site.now,
         version=site.version,
-        warnings=admitted.warnings,
+        warnings=(*admitted.warnings, *who.accepted.warnings),
+        acceptance=tuple(
+            AcceptedEntry(
+                name=name, check=one.id, kind=one.kind, expected=one.expected, found=one.found
+            )
+            for name, one in who.accepted.results
+        ),
     )

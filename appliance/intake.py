@@ -6,29 +6,36 @@ Step 6 of docs/bundle-format.md, section 8. Reads the medium and the store; writ
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance import copying, gate
 from appliance.admission import Admitted, check_owner
 from appliance.choice import Choice, Install, choose, profile_of, wish_for
-from appliance.errors import RequestError
+from appliance.errors import RequestError, UnusableModelError
 from appliance.local import check_local
 from appliance.reading import Source
 from appliance.room import check_room
 from appliance.site import Observer, Request, Site
 from appliance.store import Store
+from bundler.format.acceptance import MAX_ACCEPTANCE_BYTES, Check, parse_checks
 from bundler.format.carried import CarriedImage, read_images
 from bundler.format.digest import Descriptor, Digest
 from bundler.format.index import check_index, parse_index
 from bundler.format.manifest import Artifact, Manifest, Variant
 from bundler.format.name import ModelName
 from bundler.format.volume import BundleDirectory
+from hwprobe.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """One name, and everything it needs."""
+    """One name, and everything it needs.
+
+    Attributes:
+        checks: its signed acceptance checks, if any.
+        settings: how it will be served, where that is known.
+    """
 
     name: ModelName
     variant: Variant
@@ -37,6 +44,8 @@ class Arrival:
     layers: tuple[tuple[Descriptor, bytes], ...]
     config: bytes
     manifest: bytes
+    checks: tuple[Check, ...] = ()
+    settings: EngineSettings | None = None
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -127,12 +136,32 @@ def _planned(
                     hint="import without --all and name the variant you want",
                 )
             taken.add(install.name.folded())
-            yield _planned_variant(
+            arrival = _planned_variant(
                 install,
                 manifest,
                 layers,
                 images.get((choice.model.name.short(), install.variant.id)),
             )
+            place = choice.placement if install is choice.installs[0] else None
+            yield replace(
+                arrival,
+                checks=_checks(bundle, manifest, install.variant),
+                settings=place.settings if place else None,
+            )
+
+
+def _checks(bundle: BundleDirectory, manifest: Manifest, variant: Variant) -> tuple[Check, ...]:
+    """What the variant must do here; read before anything large is copied."""
+    if variant.acceptance is None:
+        return ()
+    size_bytes = manifest.blob(variant.acceptance).size_bytes
+    if size_bytes > MAX_ACCEPTANCE_BYTES:
+        raise UnusableModelError(
+            f"variant {variant.id}: acceptance: expected at most {MAX_ACCEPTANCE_BYTES} bytes, "
+            f"found {size_bytes}"
+        )
+    data = bundle.read_blob(variant.acceptance, max_bytes=size_bytes, size_bytes=size_bytes)
+    return parse_checks(data)
 
 
 def _planned_variant(

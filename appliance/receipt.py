@@ -40,6 +40,23 @@ class InstalledEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedEntry:
+    """One acceptance check that the model passed here.
+
+    Attributes:
+        name: of the model, in short form.
+        check: id of the check, and ``kind`` what it measures.
+        expected: what was signed, and ``found`` what was measured, as text.
+    """
+
+    name: str
+    check: str
+    kind: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What an import did.
 
@@ -55,6 +72,7 @@ class Receipt:
         at: wall time, RFC 3339.
         version: of the importer.
         warnings: what the operator was warned of.
+        acceptance: checks that were run here.
     """
 
     number: int
@@ -71,6 +89,7 @@ class Receipt:
     version: str
     warnings: tuple[str, ...] = ()
     approved_by: Mapping[str, str] = field(default_factory=dict)
+    acceptance: tuple[AcceptedEntry, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""

@@ -23,6 +23,7 @@ class Request:
         wanted: which variants.
         allow_rollback: ``channel:seq`` of an older bundle that may come in, or empty.
         allow_channel: a channel that may take over names of other channels, or empty.
+        skip_acceptance: install without running the bundle's acceptance checks.
     """
 
     medium: Path
@@ -30,6 +31,7 @@ class Request:
     wanted: Wanted = field(default_factory=Wanted)
     allow_rollback: str = ""
     allow_channel: str = ""
+    skip_acceptance: bool = False
 
     @property
     def media(self) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bundler.accepting import make_checks
 from bundler.committing import (
     clear_unfinished,
     finish,
@@ -41,6 +42,7 @@ from bundler.source.gguf_file import open_companion, open_gguf
 from bundler.source.material import Material
 from bundler.stating import make_statement
 from bundler.storing import choose_encoding, store_artifact
+from hwprobe.gguf import ModelProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +243,7 @@ class _Storing:
         file = open_gguf(path)
         size_bytes = file.profile.file_size_bytes
         artifact = self._store(path, file.cuts, file.facts, f"storing {planned.id}", size_bytes)
+        acceptance = self._accept(path, file.profile, planned.id)
         if not planned.is_source:
             path.unlink()
         variant = Variant(
@@ -248,8 +251,18 @@ class _Storing:
             quantization=planned.quantization,
             artifact=artifact.digest,
             profile=listed_profile(file.profile),
+            acceptance=acceptance,
         )
         return variant, artifact
+
+    def _accept(self, path: Path, profile: ModelProfile, name: str) -> Digest | None:
+        """Measure what the target will measure again."""
+        request = self.request
+        if request.accept is None:
+            return None
+        with self.progress.stage(f"trying {name}", 0):
+            data = make_checks(path, profile, request.accept, threads=request.threads)
+        return self.sink.put(data).digest
 
     def _store(
         self, path: Path, cuts: tuple[Cut, ...], facts: GgufFacts, doing: str, size_bytes: int

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from bundler.delta import Against
 from bundler.errors import PackError
+from bundler.format.acceptance import Wanted
 from bundler.format.errors import NoSpaceError
 from bundler.format.fsio import raise_io
 from bundler.format.keys import Signer
@@ -52,6 +53,7 @@ class PackRequest:
         draft: a small model that proposes tokens, for every variant.
         adapters: LoRA adapters that go with every variant.
         roots: envelopes of the chain of trust roots, from version 1; often none.
+        accept: make acceptance checks, these or those that are built in; `None` makes none.
         against: what the target holds already; only the rest is packed.
         image: the source's manifest and config in Ollama's store: they keep its id.
         volume_bytes: size of the media the bundle is spread over; 0 for one without an end.
@@ -84,6 +86,7 @@ class PackRequest:
     draft: Path | None = None
     adapters: tuple[Path, ...] = ()
     roots: tuple[bytes, ...] = ()
+    accept: tuple[Wanted, ...] | None = None
     against: Against | None = None
     image: OllamaImage | None = None
     volume_bytes: int = 0

@@ -51,6 +51,13 @@ def _beside(request: PackRequest) -> dict[str, Any]:
         "draft": str(source_digest(request.draft, silent)) if request.draft else "",
         "adapters": [str(source_digest(path, silent)) for path in request.adapters],
         "root": len(request.roots),
+        "accept": [
+            [one.id, one.kind, one.text, one.max_tokens, one.schema, f"{one.tolerance:.6f}"]
+            for one in request.accept
+        ]
+        or ["built-in"]
+        if request.accept is not None
+        else [],
         "against": str(request.against.digest) if request.against else "",
         "relatives": [str(one.object.digest) for one in request.against.relatives]
         if request.against

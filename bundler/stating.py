@@ -51,6 +51,8 @@ def make_statement(
     blobs = {
         layer.digest: len(data) for layer, (_, data) in zip(layers, request.layers, strict=True)
     }
+    accepted = [one.acceptance for one, _ in stored if one.acceptance is not None]
+    blobs |= {digest: sink.written[digest] for digest in accepted}
     modelfile = None
     if request.modelfile is not None:
         modelfile = sink.put(request.modelfile).digest

@@ -28,13 +28,17 @@ class Ended:
 
 
 def asked_child(
-    request: dict[str, Any], timeout_s: float, libraries: Path | None = None
+    request: dict[str, Any],
+    timeout_s: float,
+    libraries: Path | None = None,
+    *,
+    module: str = "hwprobe.dryrun",
 ) -> dict[str, Any] | Ended:
     """Start the child, hand it the request, wait for its answer or its end."""
     chosen = {LIBRARY_VARIABLE: str(libraries)} if libraries is not None else {}
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hwprobe.dryrun"],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,

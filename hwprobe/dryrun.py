@@ -93,7 +93,7 @@ class _Node(ctypes.Structure):
 
 
 @api.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_log(level: int, text: bytes | None, _user: object) -> None:
+def keep_log(level: int, text: bytes | None, _user: object) -> None:
     """Keep warnings and errors; a call-back must never raise."""
     with contextlib.suppress(Exception):
         if level >= _WARNING and text:
@@ -145,12 +145,13 @@ def _context_params(settings: EngineSettings) -> Any:
 
 
 @contextlib.contextmanager
-def _model(path: str, settings: EngineSettings, *, no_alloc: bool) -> Iterator[Any]:
+def open_model(path: str, settings: EngineSettings, *, no_alloc: bool) -> Iterator[Any]:
+    """A model, for as long as the block lasts."""
     # `params` stays bound until the load is over: it holds the array behind tensor_split.
     params = _model_params(settings, no_alloc=no_alloc)
     model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise EngineRefusedError(_last_words("the engine cannot load the model"))
+        raise EngineRefusedError(last_words("the engine cannot load the model"))
     try:
         yield model
     finally:
@@ -158,10 +159,16 @@ def _model(path: str, settings: EngineSettings, *, no_alloc: bool) -> Iterator[A
 
 
 @contextlib.contextmanager
-def _context(model: Any, settings: EngineSettings) -> Iterator[Any]:
-    context = api.llama_init_from_model(model, _context_params(settings))
+def open_context(
+    model: Any, settings: EngineSettings, *, outputs: int | None = None
+) -> Iterator[Any]:
+    """A context of a model; ``outputs`` is how many rows of logits a step may give."""
+    params = _context_params(settings)
+    if outputs is not None:
+        params.n_outputs_max = outputs
+    context = api.llama_init_from_model(model, params)
     if not context:
-        raise EngineRefusedError(_last_words("the engine cannot create a context"))
+        raise EngineRefusedError(last_words("the engine cannot create a context"))
     try:
         yield context
     finally:
@@ -209,10 +216,10 @@ def _measure(path: str, settings: list[EngineSettings]) -> dict[str, Any]:
             wanted = (one.num_gpu, one.tensor_split, one.repack)
             if model is None or wanted != loaded:
                 models.close()
-                model = models.enter_context(_model(path, one, no_alloc=True))
+                model = models.enter_context(open_model(path, one, no_alloc=True))
                 loaded = wanted
             try:
-                with _context(model, one) as context:
+                with open_context(model, one) as context:
                     results.append({"ok": True, "buffers": _breakdown(context)})
             except EngineRefusedError as error:
                 results.append({"ok": False, "message": str(error)})
@@ -225,14 +232,17 @@ def _self_test(path: str, settings: EngineSettings, *, tell: bool = False) -> di
     With ``tell``, the answer holds the logits of the batch's last token and of each single one.
     """
     logits: list[list[float]] = []
-    with _model(path, settings, no_alloc=False) as model, _context(model, settings) as context:
+    with (
+        open_model(path, settings, no_alloc=False) as model,
+        open_context(model, settings) as context,
+    ):
         vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         if vocabulary < 1:
             raise EngineRefusedError("the model has no vocabulary")
         batch = min(SELF_TEST_BATCH_TOKENS, settings.num_batch, settings.kv_cells // 2)
         batch = max(1, min(batch, api.llama_model_n_ctx_train(model) // 2))
         for count in (batch, *[1] * SELF_TEST_SINGLE_TOKENS):
-            _decode(context, [(7919 * position) % vocabulary for position in range(1, count + 1)])
+            decode(context, [(7919 * position) % vocabulary for position in range(1, count + 1)])
             if settings.pooled:
                 _check_vector(context, model)
             else:
@@ -247,7 +257,10 @@ def _time(path: str, settings: EngineSettings) -> dict[str, Any]:
 
     Seconds of the second prompt, and of each single token.
     """
-    with _model(path, settings, no_alloc=False) as model, _context(model, settings) as context:
+    with (
+        open_model(path, settings, no_alloc=False) as model,
+        open_context(model, settings) as context,
+    ):
         vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         memory = api.llama_get_memory(context)
         prompt = [(7919 * place) % vocabulary for place in range(1, settings.num_batch + 1)]
@@ -255,22 +268,23 @@ def _time(path: str, settings: EngineSettings) -> dict[str, Any]:
         for _ in range(2):
             api.llama_memory_clear(memory, True)
             started = time.perf_counter()
-            _decode(context, prompt)
+            decode(context, prompt)
             seconds.append(time.perf_counter() - started)
         api.llama_memory_clear(memory, True)
         singles = []
         for place in range(TIMED_TOKENS + 1):
             started = time.perf_counter()
-            _decode(context, [(7919 * place) % vocabulary])
+            decode(context, [(7919 * place) % vocabulary])
             singles.append(time.perf_counter() - started)
     return {"ok": True, "prompt_s": seconds[-1], "token_s": singles[1:]}
 
 
-def _decode(context: Any, tokens: list[int]) -> None:
+def decode(context: Any, tokens: list[int]) -> None:
+    """Compute tokens behind those before; the last one gives logits."""
     array = (api.llama_token * len(tokens))(*tokens)
     status = api.llama_decode(context, api.llama_batch_get_one(array, len(tokens)))
     if status != 0:
-        raise EngineRefusedError(_last_words(f"decoding {len(tokens)} tokens gave {status}"))
+        raise EngineRefusedError(last_words(f"decoding {len(tokens)} tokens gave {status}"))
 
 
 def _check_vector(context: Any, model: Any) -> None:
@@ -317,28 +331,29 @@ def _info() -> dict[str, Any]:
     }
 
 
-def _last_words(what: str) -> str:
+def last_words(what: str) -> str:
     """What failed, with the engine's last warnings."""
     words = [line.strip() for line in _LOG_LINES if line.strip()]
     return f"{what}: {'; '.join(words[-4:])}" if words else what
 
 
-def _settings(record: dict[str, Any]) -> EngineSettings:
+def read_settings(record: dict[str, Any]) -> EngineSettings:
+    """The settings of a request."""
     return EngineSettings(**{**record, "tensor_split": tuple(record["tensor_split"])})
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    api.llama_log_set(_keep_log, ctypes.c_void_p(0))
+    api.llama_log_set(keep_log, ctypes.c_void_p(0))
     api.llama_backend_init()
     mode = request["mode"]
     try:
         if mode == "breakdown":
-            return _measure(request["model_path"], [_settings(s) for s in request["settings"]])
+            return _measure(request["model_path"], [read_settings(s) for s in request["settings"]])
         if mode in ("canary", "self_test"):
-            settings = _settings(request["settings"])
+            settings = read_settings(request["settings"])
             return _self_test(request["model_path"], settings, tell=mode == "canary")
         if mode == "time":
-            return _time(request["model_path"], _settings(request["settings"]))
+            return _time(request["model_path"], read_settings(request["settings"]))
         if mode == "info":
             return _info()
     except EngineRefusedError as error:
@@ -346,7 +361,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"ok": False, "message": f"unknown mode {mode!r}"}
 
 
-def _be_expendable() -> None:
+def be_expendable() -> None:
     """Die with the parent, and be the first to go when memory runs out."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -356,7 +371,7 @@ def _be_expendable() -> None:
 
 def main() -> None:
     """Answer the one request on stdin and exit."""
-    _be_expendable()
+    be_expendable()
     request = json.loads(sys.stdin.buffer.read())
     answer_fd = os.dup(1)
     os.dup2(2, 1)

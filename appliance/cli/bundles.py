@@ -74,6 +74,7 @@ def _request(
     allow_channel: str,
     *,
     all_variants: bool,
+    skip_acceptance: bool = False,
 ) -> Request:
     if variants and all_variants:
         raise RequestError("expected --variant or --all, found both")
@@ -88,6 +89,7 @@ def _request(
         wanted=wanted,
         allow_rollback=allow_rollback,
         allow_channel=allow_channel,
+        skip_acceptance=skip_acceptance,
     )
 
 
@@ -98,12 +100,23 @@ def import_command(
     all_: AllOption = False,
     allow_rollback: RollbackOption = "",
     allow_channel: ChannelOption = "",
+    skip_acceptance: Annotated[
+        bool,
+        typer.Option("--skip-acceptance", help="Do not try the model before it gets its name."),
+    ] = False,
     store: StoreOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Verify a bundle and install what fits this machine."""
-    request = _request(media, variant, allow_rollback, allow_channel, all_variants=all_)
+    request = _request(
+        media,
+        variant,
+        allow_rollback,
+        allow_channel,
+        all_variants=all_,
+        skip_acceptance=skip_acceptance,
+    )
     site = this_site(load_config(config, store))
     update = _followed(media, site)
     if update is not None and not _any_bundles(media):
@@ -138,6 +151,8 @@ def print_receipt(receipt: Receipt) -> None:
         verb = "installed" if receipt.changed else "already installed"
         weights = entry.weights.removeprefix("sha256:")[:12]
         typer.echo(f"{verb} {entry.name} ({entry.variant}, {Bytes(entry.size_bytes)}, {weights})")
+    for one in receipt.acceptance:
+        typer.echo(f"accepted {one.name} {one.check}: {one.found} (expected {one.expected})")
     if receipt.changed:
         typer.echo(f"receipt {receipt.number:06d} written")
 

@@ -10,6 +10,7 @@ import typer
 from bundler.cli.frame import MAX_TEXT_BYTES, warn
 from bundler.delta import Against, open_against
 from bundler.errors import PackError
+from bundler.format.acceptance import MAX_ACCEPTANCE_BYTES, Wanted, read_wanted
 from bundler.format.fsio import read_bounded
 from bundler.format.keys import PublicKey
 from bundler.format.modelfile import MAX_MODELFILE_BYTES, Modelfile, decode, deprecated, parse
@@ -124,3 +125,10 @@ def audience(given: list[str], known: Against | None) -> tuple[str, ...]:
     if given or known is None or not known.read.inventory.site:
         return tuple(given or ("*",))
     return (known.read.inventory.site,)
+
+
+def accept(file: Path | None, *, built_in: bool) -> tuple[Wanted, ...] | None:
+    """What is measured of each variant: a list of one's own, what is built in, or nothing."""
+    if file is None:
+        return () if built_in else None
+    return read_wanted(read_bounded(file, max_bytes=MAX_ACCEPTANCE_BYTES))

@@ -131,6 +131,16 @@ def pack(
     root: Annotated[
         Path | None, typer.Option(help="Directory of trust roots; its chain travels along.")
     ] = None,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            "--accept",
+            help="Run each variant here, and let the target check that it does the same.",
+        ),
+    ] = False,
+    accept_file: Annotated[
+        Path | None, typer.Option(help="The same with texts and schemas of your own, in JSON.")
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(help="Inventory of the site: carry only what it lacks (satchel inventory)."),
@@ -188,6 +198,7 @@ def pack(
         version=model_version,
         audience=inputs.audience(audience or [], known),
         against=known,
+        accept=inputs.accept(accept_file, built_in=accept),
         notes=notes,
         refresh_by=inputs.day(refresh_by, "refresh-by"),
         expires=inputs.day(expires, "expires"),

@@ -138,7 +138,6 @@ def refuse_reserved(manifest: Manifest) -> None:
     Raises:
         UnsupportedError: one of them is used.
     """
-    variants = [variant for model in manifest.models for variant in model.variants]
     is_delta = manifest.bundle.kind == "delta"
     needs = bool(manifest.requires.objects)
     used = {
@@ -154,7 +153,6 @@ def refuse_reserved(manifest: Manifest) -> None:
             and (one.parity.scheme != _PARITY_SCHEME or one.parity.group > _MAX_GROUP)
             for one in manifest.artifacts
         ),
-        "acceptance prompts": any(one.acceptance is not None for one in variants),
         "media type": any(one.media != _KNOWN_MEDIA for one in manifest.artifacts),
     }
     for feature, is_used in used.items():

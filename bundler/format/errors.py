@@ -13,7 +13,8 @@ BundleError                    1
 │   │   ├── ConsentError      10  … of an approval, or of a permit
 │   │   ├── UpdateError       10  … of a trust update
 │   │   ├── ChunkIndexError   10  … of a chunk index
-│   │   └── InventoryError    10  … of a site's inventory
+│   │   ├── InventoryError    10  … of a site's inventory
+│   │   └── AcceptanceError   10  … of acceptance checks
 │   ├── PaperError            10  scanned or typed texts are not those that were printed
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones
@@ -135,6 +136,12 @@ class UpdateError(FieldError):
 
 class PaperError(FormatError):
     """Texts that were scanned or typed do not belong together, or one of them is wrong."""
+
+
+class AcceptanceError(FieldError):
+    """A field of acceptance checks is wrong, or a model fails its own."""
+
+    what = "acceptance checks"
 
 
 class UnsupportedError(FormatError):

@@ -30,6 +30,7 @@ from hwprobe.errors import ProbeError
 from tests.appliance.answering import answering
 from tests.appliance.killed_create import workshop
 from tests.appliance.sites import CRAMPED, Desk, pin
+from tests.fakes.acceptance import CANNOT_HOLD, with_checks
 from tests.fakes.deltas import delta_of
 from tests.fakes.forge import SECOND, TRUSTED, forge, tiny_model
 from tests.fakes.roots import make_root
@@ -169,6 +170,7 @@ REACHED: dict[str, Callable[[Desk], object]] = {
     "ApprovalMissingError": _unapproved,
     "OtherChannelError": _other_channel,
     "SeveralBundlesError": _several,
+    "NotAcceptedError": lambda desk: desk.carry(with_checks(forge(), CANNOT_HOLD)),
     "LocalObjectMissingError": lambda desk: desk.carry(delta_of(tiny_model(2), tiny_model(1))),
     "UnusableModelError": lambda desk: desk.carry(forge(layers=(("params", b"1"),))),
     "NoSpaceError": lambda desk: desk.configured(store__reserve="900 TiB").carry(forge()),

@@ -23,8 +23,8 @@ OWNERS = {
     "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "llguidance": {"server.runner.grammar"},
-    "jsonschema": {"server.conformance.__main__"},
-    "jsonschema_specifications": {"server.conformance.__main__"},
+    "jsonschema": {"hwprobe.trying", "server.conformance.__main__"},
+    "jsonschema_specifications": {"hwprobe.trying", "server.conformance.__main__"},
     "pkcs11": {"bundler.tokens"},
     "segno": {"bundler.rooting.printing"},
     "gguf": {"bundler.convert.writing"},
@@ -35,7 +35,9 @@ OWNERS = {
 }
 """Third-party package → the only modules that import it (docs/architecture.md)."""
 
-ENGINE_CHILDREN = re.compile(r"hwprobe\.dryrun|bundler\.quantize_child|server\.runner\.\w+")
+ENGINE_CHILDREN = re.compile(
+    r"hwprobe\.(dryrun|trying)|bundler\.quantize_child|server\.runner\.\w+"
+)
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

@@ -220,7 +220,6 @@ def test_what_is_no_statement_is_refused(edit: Edit) -> None:
         lambda p: p.update(encryption={"scheme": "aes-256-gcm-chunk", "recipients": []}),
         lambda p: p["artifacts"][0].update(encoding="delta"),
         lambda p: p["artifacts"][0].update(media="application/x-safetensors"),
-        lambda p: p["models"][0]["variants"][0].update(acceptance=p["blobs"][0]["digest"]),
     ],
 )
 def test_a_feature_of_a_later_release_is_refused_as_unsupported(edit: Edit) -> None:
