@@ -24,7 +24,7 @@ from appliance.settings import HostText
 from appliance.trust import TrustPolicy
 from appliance.uploads import UploadLimits
 from bundler.format.digest import Digest
-from bundler.format.errors import BundleError
+from bundler.format.errors import BundleError, MissingBlobError
 from bundler.format.name import ModelName
 from hwprobe.errors import ProbeError
 from tests.appliance.answering import answering
@@ -200,6 +200,7 @@ def test_every_error_is_documented_with_its_code() -> None:
     ours = {error.__name__: error.exit_code for error in _concrete(AppError)}
     assert documented("Of this machine") == ours
     theirs = {error.__name__: error.exit_code for error in _concrete(BundleError)}
+    theirs["MissingBlobError"] = MissingBlobError.exit_code  # raised itself, and has a subclass
     assert documented("Of bundles") == theirs
     packing = {error.__name__: error.exit_code for error in _concrete(BundleError, bundler.errors)}
     assert documented("Of packing") == packing
