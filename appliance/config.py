@@ -85,6 +85,8 @@ class ExchangeConfig:
 
     pull: bool
     sources: tuple[Path, ...]
+    registry: str
+    registry_ca: Path | None
     export: Path | None
 
 

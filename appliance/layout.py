@@ -9,6 +9,7 @@
     satchel/uploads/                                blobs that clients are sending
     satchel/journal/                                what happened, see `appliance.journal`
     satchel/provenance/sha256-<manifest hex>.json   where a model came from
+    satchel/registry/                               what a pull from a registry has brought so far
     satchel/crashes/                                records of crashed runners, by the server
     satchel/engine/                                 what was tried of the engine, by the server
     satchel/waiting/<statement hex>/                imports that operators have not approved yet
@@ -58,6 +59,11 @@ class Paths:
     def uploads(self) -> Path:
         """Blobs that clients are sending, and work on them, on the same file system."""
         return self.root / "satchel" / "uploads"
+
+    @property
+    def registry(self) -> Path:
+        """What a pull from a registry has brought so far, on the same file system."""
+        return self.root / "satchel" / "registry"
 
     @property
     def journal(self) -> Path:

@@ -1,6 +1,7 @@
-"""``pull`` where nothing reaches a network: from bundles in directories and on mounted media.
+"""``pull``: from bundles in directories, on mounted media, and in a registry of the site's own.
 
 Rules:
+ * the server's pull gets no registry: it opens no connection (docs/adr/0021);
  * only directories that ``exchange.sources`` names are looked at, and what is mounted below them;
  * a bundle counts only if `appliance.admission` lets it in: enough trusted signatures, meant for
    this site, not older than what was accepted;
@@ -12,8 +13,9 @@ The statuses are Ollama's, so that its clients' progress bars work.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,13 @@ from appliance.admission import (
 from appliance.choice import Choice, Wanted
 from appliance.creation import read_model_name
 from appliance.errors import AppError, ModelMissingError, PullError
+from appliance.fetching import SiteRegistry
 from appliance.importer import import_bundle
 from appliance.model import InstalledModel
 from appliance.permits import permit_for
 from appliance.site import Request, Site
 from bundler.format.errors import BundleError
-from bundler.format.manifest import Model
+from bundler.format.manifest import Manifest, Model
 from bundler.format.name import ModelName
 from bundler.format.volume import BundleDirectory, find_bundles
 
@@ -54,13 +57,20 @@ class _Offer:
     """A bundle that has the model and may come in."""
 
     bundle: BundleDirectory
+    manifest: Manifest
     model: Model
     issued: str
     seq: int
 
 
-def pull(text: str, site: Site, tell: Tell) -> None:
+def pull(text: str, site: Site, tell: Tell, *, registry: SiteRegistry | None = None) -> None:
     """Bring a model in, or find that it is here.
+
+    Args:
+        text: its name.
+        site: where to.
+        tell: gets each step.
+        registry: looked at beside the sources; the operator's command alone gives one.
 
     Raises:
         RequestError: the name is none.
@@ -70,13 +80,26 @@ def pull(text: str, site: Site, tell: Tell) -> None:
     """
     name = read_model_name(text, "invalid model name")
     tell({"status": "pulling manifest"})
-    offers, refusals = _offers(name, site)
-    if not offers:
-        _up_to_date(name, site, refusals, tell)
-        return
-    best = max(offers, key=lambda offer: (offer.issued, offer.seq))
-    request = Request(medium=best.bundle.path, wanted=Wanted(models=(best.model.name,)))
-    import_bundle(request, site, _Told(tell))
+    with contextlib.ExitStack() as stack:
+        offers, refusals = _offers(name, site, _bundles(site.config.exchange.sources))
+        fetched = None
+        if registry is not None:
+            try:
+                fetched = stack.enter_context(registry.offer(name, site.store.paths.registry))
+            except (AppError, BundleError) as error:
+                tell({"status": f"warning: {error}"})
+                refusals.append(error)
+        if fetched is not None:
+            more, reasons = _offers(name, site, [fetched.bundle])
+            offers, refusals = [*offers, *more], [*refusals, *reasons]
+        if not offers:
+            _up_to_date(name, site, refusals, tell)
+            return
+        best = max(offers, key=lambda offer: (offer.issued, offer.seq))
+        if fetched is not None and best.bundle is fetched.bundle:
+            fetched.complete(best.manifest, best.model, site, tell)
+        request = Request(medium=best.bundle.path, wanted=Wanted(models=(best.model.name,)))
+        import_bundle(request, site, _Told(tell))
     tell({"status": "verifying sha256 digest"})
     tell({"status": "writing manifest"})
     tell({"status": "success"})
@@ -105,12 +128,14 @@ def _layers(model: InstalledModel, site: Site) -> Iterator[dict[str, Any]]:
         yield _event(str(part.digest), part.size_bytes, part.size_bytes)
 
 
-def _offers(name: ModelName, site: Site) -> tuple[list[_Offer], list[AppError | BundleError]]:
+def _offers(
+    name: ModelName, site: Site, bundles: Iterable[BundleDirectory]
+) -> tuple[list[_Offer], list[AppError | BundleError]]:
     """Every bundle that has the model and may come in, and why others may not."""
     known = known_policy(site.store)
     offers: list[_Offer] = []
     refusals: list[AppError | BundleError] = []
-    for bundle in _bundles(site.config.exchange.sources):
+    for bundle in bundles:
         try:
             policy = with_roots(known, newer_roots(bundle, known))
             verified = verify_envelope(bundle, policy, site.config.trust)
@@ -131,7 +156,15 @@ def _offers(name: ModelName, site: Site) -> tuple[list[_Offer], list[AppError | 
             refusals.append(error)
             continue
         info = verified.manifest.bundle
-        offers.append(_Offer(bundle=bundle, model=model, issued=info.issued, seq=info.seq))
+        offers.append(
+            _Offer(
+                bundle=bundle,
+                manifest=verified.manifest,
+                model=model,
+                issued=info.issued,
+                seq=info.seq,
+            )
+        )
     return offers, refusals
 
 

@@ -7,6 +7,7 @@ compared with them. Pure.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ _SCHEME_PORTS = {"http": 80, "https": 443}
 _PORT_MAX = 65535
 _TRUE = {"1", "t", "true", "yes", "on"}
 _FALSE = {"0", "f", "false", "no", "off", ""}
+_REGISTRY = re.compile(
+    r"https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
+)
+"""Address, and repositories' common beginning as the OCI distribution specification spells it."""
 
 
 class HostText(NamedTuple):
@@ -128,6 +133,13 @@ def _path(value: Any) -> Path:
 
 def _optional_path(value: Any) -> Path | None:
     return None if value == "" else _path(value)
+
+
+def _registry(value: Any) -> str:
+    text = _text(value).rstrip("/")
+    if text and _REGISTRY.fullmatch(text) is None:
+        raise ValueError(f"expected https://HOST[:PORT][/PREFIX], found {value!r}")
+    return text
 
 
 def _seconds(value: Any) -> float:
@@ -372,6 +384,16 @@ SETTINGS: tuple[Setting, ...] = (
         "exchange", "sources", (Path("/media"), Path("/run/media"), Path("/mnt")), _paths,
         env=("SATCHEL_SOURCES",),
         meaning="directories with bundles, and where media are mounted, for `pull`",
+    ),
+    _row(
+        "exchange", "registry", "", _registry, env=("SATCHEL_REGISTRY",),
+        meaning="registry of the site's own with bundles, such as `https://HOST[:PORT][/PREFIX]`, "
+        "for `satchel pull`; the server never asks it",
+    ),
+    _row(
+        "exchange", "registry_ca", None, _optional_path, env=("SATCHEL_REGISTRY_CA",),
+        meaning="certificates in PEM that alone may vouch for the registry; empty means those of "
+        "this machine",
     ),
     _row(
         "exchange", "export", None, _optional_path, env=("SATCHEL_EXPORT",),

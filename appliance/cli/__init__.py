@@ -38,7 +38,8 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
     },
     "making": {
         "create": "Make a model from a Modelfile, through the server.",
-        "pull": "Install a model from a trusted bundle in one of exchange.sources.",
+        "pull": "Install a model from a trusted bundle in one of exchange.sources, "
+        "or in exchange.registry.",
         "push": "Copy a model into the directory exchange.export, a store of the same layout.",
     },
     "leaving": {"export": "Copy models out for other tools, every file checked on its way."},

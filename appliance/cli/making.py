@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,18 +22,22 @@ from appliance.cli.frame import (
 )
 from appliance.cli.steps import Steps
 from appliance.client import Client
+from appliance.config import Config
 from appliance.copying import file_digest
 from appliance.errors import RequestError
+from appliance.fetching import SiteRegistry
 from appliance.measuring import this_site
 from appliance.modelfiles import gather, request_of
 from appliance.pulling import pull
 from appliance.pushing import push
-from bundler.format import modelfile
+from bundler.format import fsio, modelfile
+from bundler.source.registry import read_logins
 
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Accepted for Ollama's sake; no network is used.")
 ]
 _DEFAULT = "Modelfile"
+_MAX_LOGIN_BYTES = 1 << 20
 
 
 def add_to(app: typer.Typer) -> None:
@@ -129,13 +134,27 @@ def pull_command(
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Install a model from a trusted bundle in one of exchange.sources."""
+    """Install a model from a trusted bundle in one of exchange.sources, or in exchange.registry."""
     del insecure
-    site = this_site(load_config(config, store))
+    loaded = load_config(config, store)
+    site = this_site(loaded)
     with Steps(quiet=json_) as steps:
-        pull(model, site, steps.tell)
+        pull(model, site, steps.tell, registry=_registry(loaded))
     if json_:
         print_json({"model": model, "status": "success"})
+
+
+def _registry(config: Config) -> SiteRegistry | None:
+    """The site's registry, with the login that docker or podman keep for it."""
+    place = config.exchange
+    if not place.registry:
+        return None
+    given = os.environ.get("REGISTRY_AUTH_FILE", "")
+    file = Path(given) if given else Path.home() / ".docker" / "config.json"
+    logins = {}
+    if file.is_file():
+        logins = read_logins(fsio.read_bounded(file.resolve(), max_bytes=_MAX_LOGIN_BYTES))
+    return SiteRegistry.of(place.registry, place.registry_ca, logins)
 
 
 def push_command(

@@ -32,6 +32,10 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
         "Let a site take an older bundle, once; for keys of the root's role rollback.",
     ),
     "copy": ("copies", "Copy a bundle, or one volume of it, to a medium, and read it back."),
+    "publish": (
+        "publishing",
+        "Put a bundle into a registry, from which satchel pull takes it.",
+    ),
     "contents": ("signatures", "List what a bundle says it holds. Nothing is verified."),
     "root": (
         "roots",

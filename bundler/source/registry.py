@@ -1,10 +1,11 @@
-"""Read an OCI registry: manifests and blobs, by the OCI distribution specification.
+"""Read and fill an OCI registry: manifests and blobs, by the OCI distribution specification.
 
 Rules:
  * nothing is believed: every blob is hashed, and a manifest named by digest too;
  * what was downloaded of a blob is kept, and the next try goes on from there;
  * a password goes only to the registry itself, or over TLS to the server it names for tokens;
- * a redirect to another host takes no authorization with it.
+ * a redirect to another host takes no authorization with it;
+ * with an authority of the site's own, no other one is believed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import http.client
 import json
 import re
+import ssl
 import time
 import urllib.error
 import urllib.parse
@@ -106,22 +108,31 @@ class Registry:
         plain_http: bool,
         login: Login | None,
         pauses_s: Sequence[float] = _PAUSES_S,
+        authority: Path | None = None,
+        secure: bool = False,
     ) -> None:
         """Nothing is sent yet.
 
         Args:
             host: with a port where it is not the usual one.
-            plain_http: without TLS; loopback never has any.
+            plain_http: without TLS; loopback has none unless ``secure``.
             login: for registries that want one.
             pauses_s: before each further try that brought nothing.
+            authority: certificates in PEM; the only ones that may vouch for the host.
+            secure: with TLS on loopback, too; so it is with an ``authority``.
+
+        Raises:
+            PackError: ``authority`` holds no certificates.
         """
-        scheme = "http" if plain_http or _LOOPBACK.fullmatch(host) else "https"
+        usual = secure or authority is not None or not _LOOPBACK.fullmatch(host)
+        scheme = "https" if usual and not plain_http else "http"
         name = "registry-1.docker.io" if host == "docker.io" else host
         self._base = f"{scheme}://{name}"
         self._login = login
         self._pauses_s = tuple(pauses_s)
         self._authorization = ""
-        self._opener = urllib.request.build_opener(_Redirects())
+        own = () if authority is None else (_only(authority),)
+        self._opener = urllib.request.build_opener(_Redirects(), *own)
 
     def manifest(self, reference: RegistryReference) -> bytes:
         """The manifest a reference names; one of an index with a single entry is followed.
@@ -206,6 +217,58 @@ class Registry:
             raise_io(error, partial)
         return path
 
+    def holds(self, repository: str, digest: Digest) -> bool:
+        """Whether a blob is there already.
+
+        Raises:
+            PackError: the registry does not answer, or does not say.
+        """
+        url = f"{self._base}/v2/{repository}/blobs/{digest}"
+        try:
+            self._ask(url, {}, method="HEAD").close()
+        except urllib.error.HTTPError as error:
+            if error.code != http.HTTPStatus.NOT_FOUND:
+                raise _unreachable(url, error) from error
+            error.close()
+            return False
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(url, error) from error
+        return True
+
+    def put_blob(self, repository: str, digest: Digest, size_bytes: int, data: IO[bytes]) -> None:
+        """Send a blob in one piece.
+
+        Raises:
+            PackError: the registry does not take it.
+        """
+        url = f"{self._base}/v2/{repository}/blobs/uploads/"
+        try:
+            with self._ask(url, {"Content-Length": "0"}, method="POST", data=b"") as response:
+                place = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+            if urllib.parse.urlsplit(place)[:2] != urllib.parse.urlsplit(url)[:2]:
+                raise PackError(f"{url}: an upload to {place[:80]!r} is not followed")
+            query = urllib.parse.urlencode({"digest": str(digest)})
+            url = f"{place}{'&' if urllib.parse.urlsplit(place).query else '?'}{query}"
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(size_bytes),
+            }
+            self._ask(url, headers, method="PUT", data=data).close()
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(url, error) from error
+
+    def put_manifest(self, repository: str, version: str, data: bytes, media_type: str) -> None:
+        """Name what was sent.
+
+        Raises:
+            PackError: the registry does not take it.
+        """
+        url = f"{self._base}/v2/{repository}/manifests/{version}"
+        try:
+            self._ask(url, {"Content-Type": media_type}, method="PUT", data=data).close()
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(url, error) from error
+
     def _fill(
         self, url: str, file: IO[bytes], size_bytes: int, hasher: Any, advance: Advance
     ) -> None:
@@ -240,22 +303,42 @@ class Registry:
                 time.sleep(self._pauses_s[tries])
 
     def _get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        return self._ask(url, headers)
+
+    def _ask(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        method: str = "GET",
+        data: bytes | IO[bytes] | None = None,
+    ) -> http.client.HTTPResponse:
         """One request, with the permission asked for when the registry wants one."""
         try:
-            return self._open(url, {**headers, **self._permission()})
+            return self._open(url, {**headers, **self._permission()}, method, data)
         except urllib.error.HTTPError as error:
             if error.code != http.HTTPStatus.UNAUTHORIZED:
                 raise
             challenge = error.headers.get("WWW-Authenticate", "")
             error.close()
         self._authorization = self._answer(challenge, url)
-        return self._open(url, {**headers, **self._permission()})
+        if data is not None and not isinstance(data, bytes):
+            data.seek(0)
+        return self._open(url, {**headers, **self._permission()}, method, data)
 
     def _permission(self) -> dict[str, str]:
         return {"Authorization": self._authorization} if self._authorization else {}
 
-    def _open(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - http(s) above
+    def _open(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        method: str = "GET",
+        data: bytes | IO[bytes] | None = None,
+    ) -> http.client.HTTPResponse:
+        request = urllib.request.Request(  # noqa: S310 - http(s) above
+            url, data, dict(headers), method=method
+        )
         request.add_header("User-Agent", "satchel-bundle")
         response: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_S)
         return response
@@ -298,6 +381,19 @@ class Registry:
                 f"{host}: no token from {place.netloc}: {error}",
                 hint=f"log in once with docker or podman: docker login {host}",
             ) from error
+
+
+def _only(authority: Path) -> urllib.request.HTTPSHandler:
+    """TLS that believes these certificates and no others."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        raise PackError(
+            f"{authority}: expected certificates in PEM, found none",
+            hint="it is the registry's certificate, or that of the authority that signed it",
+        ) from error
+    return urllib.request.HTTPSHandler(context=context)
 
 
 def _check(data: bytes, digest: Digest) -> None:

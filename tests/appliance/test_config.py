@@ -207,7 +207,7 @@ def documented(heading: str) -> dict[str, tuple[str, str]]:
     return {key: (default.strip(), env.strip()) for key, default, env in rows}
 
 
-@pytest.mark.parametrize("table", ["store", "trust", "server", "limits", "cache"])
+@pytest.mark.parametrize("table", ["store", "trust", "server", "exchange", "limits", "cache"])
 def test_every_setting_is_documented_with_its_default_and_variables(table: str) -> None:
     expected = {
         row.key: ", ".join(f"`{name}`" for name in row.env)

@@ -138,6 +138,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(404, b"{}")
 
+    def do_HEAD(self) -> None:
+        found = re.fullmatch(r"/v2/.+/blobs/(sha256:[0-9a-f]+)", self.path)
+        if not self._allowed(self.headers.get("Authorization", "")):
+            self._refuse()
+            return
+        self._answer(200 if found and found[1] in self.fake.blobs else 404, b"")
+
     def do_POST(self) -> None:
         self._answer(202, b"", {"Location": self.path + "here?state=x"})
 
