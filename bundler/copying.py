@@ -81,7 +81,7 @@ def copy_bundle(bundle: BundleDirectory, out: Path, progress: Progress) -> Copie
                 advance(files[digest])
         fsio.atomic_write(target / "oci-layout", OCI_LAYOUT)
         fsio.atomic_write(target / "index.json", write_oci(manifest, sink))
-        _copy_roots(bundle, out, target)
+        copy_roots(bundle, out, target)
         fsio.atomic_write(out / README_NAME, README)
         for path in (blobs, blobs.parent, target, target.parent):
             fsio.fsync_dir(path)
@@ -102,7 +102,7 @@ def copy_bundle(bundle: BundleDirectory, out: Path, progress: Progress) -> Copie
     )
 
 
-def _copy_roots(bundle: BundleDirectory, out: Path, target: Path) -> None:
+def copy_roots(bundle: BundleDirectory, out: Path, target: Path) -> None:
     """The chain of trust roots that travels along, as far as it goes."""
     for number in range(1, MAX_ROOT_VERSIONS + 1):
         data = bundle.read_root(number)

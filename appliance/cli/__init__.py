@@ -45,7 +45,10 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
     "leaving": {"export": "Copy models out for other tools, every file checked on its way."},
     "rolling": {"rollback": "Let a model be again what it was before an import replaced it."},
     "upkeep": {"prune": "Remove the blobs that no model uses."},
-    "staging": {"staging": "List the imports that wait for another medium."},
+    "staging": {
+        "staging": "List the imports that wait for another medium.",
+        "repair-request": "Ask the connected side for just the chunks that an import lacks.",
+    },
     "reporting": {
         "inventory": "Say which pieces of which files are here, "
         "so that an update carries only the others.",

@@ -36,6 +36,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
         "publishing",
         "Put a bundle into a registry, from which satchel pull takes it.",
     ),
+    "repair": ("repairs", "Pack only the chunks that a site asks for."),
     "contents": ("signatures", "List what a bundle says it holds. Nothing is verified."),
     "root": (
         "roots",

@@ -15,6 +15,8 @@ BundleError                    1
 │   │   ├── ChunkIndexError   10  … of a chunk index
 │   │   ├── InventoryError    10  … of a site's inventory
 │   │   └── AcceptanceError   10  … of acceptance checks
+│   │   ├── RepairRequestError 10  … of a repair request
+│   │   └── InventoryError    10  … of a site's inventory
 │   ├── PaperError            10  scanned or typed texts are not those that were printed
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones
@@ -114,6 +116,12 @@ class RootError(FieldError):
     """A field of a trust root is wrong."""
 
     what = "malformed trust root"
+
+
+class RepairRequestError(FieldError):
+    """A field of a repair request is wrong."""
+
+    what = "malformed repair request"
 
 
 class InventoryError(FieldError):

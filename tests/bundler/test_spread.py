@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.asking import repair_request
+from appliance.cli import run as run_satchel
 from bundler.cli import run as run_bundle
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope
-from bundler.format.errors import DamagedError
+from bundler.format.digest import Digest
+from bundler.format.errors import DamagedError, RepairRequestError
 from bundler.format.manifest import volume_count
 from bundler.format.parity import Accumulator, block_lengths, group_members, recover
+from bundler.format.repair import LackedFile, RepairRequest, Run, read_request, write_request
 from bundler.format.statement import parse_manifest
 from bundler.format.volume import BundleDirectory
 from bundler.pack import Packed, pack
@@ -24,7 +30,7 @@ from bundler.source.gguf_file import open_gguf
 from bundler.volumes import SIZES, parse_size
 from tests.appliance.sites import Desk, make_desk
 from tests.bundler.test_pack import DEMO, request_for
-from tests.fakes.forge import flip
+from tests.fakes.forge import TRUSTED, flip
 
 VOLUME = 3 << 20
 
@@ -233,6 +239,102 @@ def test_verify_says_which_chunks_parity_gives_back(tmp_path: Path) -> None:
     (finding,) = desk.check(tmp_path / "stick").findings
     assert "parity gives this chunk back" in finding.hint
     assert desk.store.list() == ()
+
+
+# Repair requests
+
+
+def broken(path: Path, every: int) -> None:
+    data = bytearray(path.read_bytes())
+    for at in range(0, len(data), every):
+        data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_parity_cannot_give_is_asked_for_and_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, beside: bool
+) -> None:
+    desk, made, blobs = desk_and_bundle(tmp_path)
+    good = tmp_path / "good"
+    shutil.copytree(tmp_path / "stick", good)
+    path = blobs / made.manifest.artifacts[0].segments[0].digest.hex
+    broken(path, path.stat().st_size // 9)
+    with pytest.raises(DamagedError):
+        desk.take(tmp_path / "stick")
+    where = ("--store", str(desk.store.paths.root))
+    request = tmp_path / "site.repair"
+    assert run_satchel(["repair-request", "--out", str(request), *where]) == 0
+    assert "chunks of main 1" in capsys.readouterr().err
+    assert request.stat().st_size < 8192
+    target = tmp_path / "stick" if beside else tmp_path / "answer"
+    target.mkdir(exist_ok=True)
+    answer = ["repair", str(good), "--answer", str(request), "--out", str(target)]
+    assert run_bundle(answer) == 0
+    assert f"safe to remove: {target}" in capsys.readouterr().out
+    if not beside:
+        assert sum(map(len, tree(target).values())) < sum(map(len, tree(good).values()))
+    assert desk.take(target).changed
+    (model,) = desk.store.list()
+    assert model.model_path.read_bytes() == DEMO.read_bytes()
+    assert run_satchel(["repair-request", "--out", str(request), *where]) == 2
+
+
+def test_a_repair_is_refused_where_it_makes_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk, made, blobs = desk_and_bundle(tmp_path)
+    path = blobs / made.manifest.artifacts[0].segments[0].digest.hex
+    broken(path, path.stat().st_size // 9)
+    with pytest.raises(DamagedError):
+        desk.take(tmp_path / "stick")
+    request = repair_request("", desk.site)
+    file = tmp_path / "site.repair"
+    target = tmp_path / "answer"
+    target.mkdir()
+    answer = ["repair", str(tmp_path / "stick"), "--answer", str(file), "--out", str(target)]
+    # The only copy is damaged in the same places.
+    file.write_bytes(write_request(request, None))
+    assert run_bundle(answer) == 10
+    assert "this copy is damaged" in capsys.readouterr().err
+    # Another statement, another file, chunks that are not there.
+    (lacked,) = request.files
+    for wrong in (
+        replace(request, statement=Digest.of(b"another")),
+        replace(request, files=(replace(lacked, digest=Digest.of(b"x")),)),
+        replace(request, files=(replace(lacked, missing=(Run(first=0, end=10**6),)),)),
+    ):
+        file.write_bytes(write_request(wrong, None))
+        assert run_bundle(answer) != 0
+        assert "repair: expected" in capsys.readouterr().err
+    # The envelope of a bundle is no request.
+    file.write_bytes((tmp_path / "stick/satchel/main-000001/bundle.dsse.json").read_bytes())
+    assert run_bundle(answer) == 10
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=5),
+    st.integers(1, 2**53 - 1),
+)
+def test_requests_are_read_as_they_were_written(steps: list[tuple[int, int]], seq: int) -> None:
+    runs, at = [], 0
+    for gap, length in steps:
+        runs.append(Run(first=at + gap, end=at + gap + length))
+        at = runs[-1].end
+    request = RepairRequest(
+        site="site-1",
+        made_at="2026-11-21T02:00:00Z",
+        statement=Digest.of(b"s"),
+        channel="main",
+        seq=seq,
+        files=(LackedFile(digest=Digest.of(b"f"), index=Digest.of(b"i"), missing=tuple(runs)),),
+    )
+    assert read_request(write_request(request, TRUSTED)) == request
+    backwards = tuple(reversed(runs))
+    if len(runs) > 1:
+        lie = replace(request, files=(replace(request.files[0], missing=backwards),))
+        with pytest.raises(RepairRequestError, match="ascending"):
+            read_request(write_request(lie, None))
 
 
 # Copies
