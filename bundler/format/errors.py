@@ -14,9 +14,8 @@ BundleError                    1
 │   │   ├── UpdateError       10  … of a trust update
 │   │   ├── ChunkIndexError   10  … of a chunk index
 │   │   ├── InventoryError    10  … of a site's inventory
-│   │   └── AcceptanceError   10  … of acceptance checks
 │   │   ├── RepairRequestError 10  … of a repair request
-│   │   └── InventoryError    10  … of a site's inventory
+│   │   └── AcceptanceError   10  … of acceptance checks
 │   ├── PaperError            10  scanned or typed texts are not those that were printed
 │   ├── UnsupportedError      10  well formed, but needs a newer release
 │   ├── DamagedError          10  stored bytes are not the signed ones

@@ -17,7 +17,7 @@ from bundler.cli import run as run_bundle
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope
 from bundler.format.digest import Digest
-from bundler.format.errors import DamagedError, RepairRequestError
+from bundler.format.errors import DamagedError, MissingVolumeError, RepairRequestError
 from bundler.format.manifest import volume_count
 from bundler.format.parity import Accumulator, block_lengths, group_members, recover
 from bundler.format.repair import LackedFile, RepairRequest, Run, read_request, write_request
@@ -75,7 +75,9 @@ def test_volumes_are_below_their_size_and_carry_what_an_import_needs(tmp_path: P
             assert artifact.parity is not None
             bundle.read_blob(artifact.parity.index.digest)
     desk = make_desk(tmp_path)
-    assert desk.take(media[-1], others=tuple(media[:-1])).changed
+    with pytest.raises(MissingVolumeError, match="SATCHEL-2"):
+        desk.take(media[0])
+    assert desk.take(media[-1], others=tuple(media[1:-1])).changed
     (model,) = desk.store.list()
     assert model.model_path.read_bytes() == DEMO.read_bytes()
 
