@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from appliance.addresses import HostText
 from appliance.errors import ServerRefusedError, ServerUnreachableError
-from appliance.settings import HostText
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to connect, not listen
 _PIECE_BYTES = 1 << 20

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from appliance.addresses import read_host
 from appliance.errors import ConfigError
 from appliance.settings import (
     MODEL_SETTINGS,
     SETTINGS,
     UNSUPPORTED_ENV,
     Setting,
-    read_host,
 )
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName

@@ -1,7 +1,7 @@
 """``pull``: from bundles in directories, on mounted media, and in a registry of the site's own.
 
 Rules:
- * the server's pull gets no registry: it opens no connection (docs/adr/0021);
+ * the server's pull gets no registry: it opens no connection (docs/adr/0022);
  * only directories that ``exchange.sources`` names are looked at, and what is mounted below them;
  * a bundle counts only if `appliance.admission` lets it in: enough trusted signatures, meant for
    this site, not older than what was accepted;

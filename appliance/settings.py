@@ -6,181 +6,16 @@ compared with them. Pure.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from appliance import duration
-from hwprobe.errors import QuantityError
-from hwprobe.quantity import Bytes
+from appliance import values
+from appliance.addresses import DEFAULT_PORT, PORT_MAX
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
-DEFAULT_PORT = 11434
-_SCHEME_PORTS = {"http": 80, "https": 443}
-_PORT_MAX = 65535
-_TRUE = {"1", "t", "true", "yes", "on"}
-_FALSE = {"0", "f", "false", "no", "off", ""}
-_REGISTRY = re.compile(
-    r"https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
-)
-"""Address, and repositories' common beginning as the OCI distribution specification spells it."""
-
-
-class HostText(NamedTuple):
-    """A server address as ``SATCHEL_HOST`` writes it; ``path`` has no trailing slash."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-
-def read_host(text: str) -> HostText:
-    """Read ``[http[s]://]host[:port][/path]``; a missing port follows from the scheme.
-
-    Raises:
-        ValueError: the port is not one, or nothing is left for a host.
-    """
-    cleaned = text.strip().strip("\"'").strip()
-    scheme, separator, rest = cleaned.partition("://")
-    if not separator:
-        scheme, rest = "http", cleaned
-    if scheme not in _SCHEME_PORTS:
-        raise ValueError(f"expected http or https, found {scheme!r}")
-    authority, _, path = rest.partition("/")
-    host, port_text = _split_port(authority)
-    port = _SCHEME_PORTS[scheme] if separator else DEFAULT_PORT
-    if port_text:
-        if not port_text.isdecimal() or not 0 <= int(port_text) <= _PORT_MAX:
-            raise ValueError(f"expected a port from 0 to {_PORT_MAX}, found {port_text!r}")
-        port = int(port_text)
-    trimmed = path.strip("/")
-    return HostText(scheme, host or "127.0.0.1", port, f"/{trimmed}" if trimmed else "")
-
-
-def _split_port(authority: str) -> tuple[str, str]:
-    """Host and port text of ``host:port``, ``[v6]:port``, or a bare IPv6 address."""
-    if authority.startswith("["):
-        host, _, rest = authority[1:].partition("]")
-        return host, rest.removeprefix(":")
-    if authority.count(":") > 1:
-        return authority, ""
-    host, _, port = authority.partition(":")
-    return host, port
-
-
-def listen_is_public(host: str) -> bool:
-    """Whether listening on this host is reachable from beyond this machine.
-
-    A name other than ``localhost`` counts as public, because what it resolves to can change.
-    """
-    if host == "localhost" or host.endswith(".localhost"):
-        return False
-    try:
-        return not ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return True
-
-
-def _integer(*, low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}, found {value!r}")
-        return number
-
-    return read
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE:
-        return value.strip().lower() in _TRUE
-    raise ValueError(f"expected true or false, found {value!r}")
-
-
-def _switch(value: Any) -> str:
-    """``auto``, or ``on`` and ``off`` in any spelling of true and false."""
-    if isinstance(value, str) and value.strip().lower() in {"", "auto"}:
-        return "auto"
-    return "on" if _boolean(value) else "off"
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a text, found {value!r}")  # noqa: TRY004 - one type for readers
-    return value.strip()
-
-
-def _host(value: Any) -> str:
-    host = _text(value).strip("[]")
-    if not host or "/" in host or " " in host:
-        raise ValueError(f"expected a host name or address, found {value!r}")
-    return host
-
-
-def _path(value: Any) -> Path:
-    text = _text(value)
-    if not text.startswith("/"):
-        raise ValueError(f"expected an absolute path, found {value!r}")
-    return Path(text)
-
-
-def _optional_path(value: Any) -> Path | None:
-    return None if value == "" else _path(value)
-
-
-def _registry(value: Any) -> str:
-    text = _text(value).rstrip("/")
-    if text and _REGISTRY.fullmatch(text) is None:
-        raise ValueError(f"expected https://HOST[:PORT][/PREFIX], found {value!r}")
-    return text
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    return duration.parse_lenient(_text(value))
-
-
-def _positive_seconds(value: Any) -> float:
-    """Seconds for a deadline; zero and less mean that there is none."""
-    return max(0.0, _seconds(value))
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    try:
-        return int(Bytes.parse(_text(value)))
-    except QuantityError as error:
-        raise ValueError(str(error)) from error
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"expected a list of texts, found {value!r}")
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _paths(value: Any) -> tuple[Path, ...]:
-    return tuple(_path(part) for part in _texts(value))
-
-
-def _one_of(*allowed: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in allowed:
-            names = ", ".join(repr(name) for name in allowed)
-            raise ValueError(f"expected one of {names}, found {value!r}")
-        return str(value)
-
-    return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,79 +88,81 @@ def _row(table: str, key: str, default: Any, read: Callable[[Any], Any], **more:
 
 
 _MANY = 2**31 - 1
-_OPTIONAL_KV = _one_of("", *KV_TYPES)
+_OPTIONAL_KV = values.one_of("", *KV_TYPES)
 
 SETTINGS: tuple[Setting, ...] = (
     _row(
-        "store", "path", Path("/var/lib/satchel"), _path,
+        "store", "path", Path("/var/lib/satchel"), values.path,
         env=("SATCHEL_STORE", "OLLAMA_MODELS"),
         meaning="directory that holds blobs, manifests and the appliance's own records",
     ),
     _row(
-        "store", "reserve", 2**30, _size, field="reserve_bytes", env=("SATCHEL_STORE_RESERVE",),
+        "store", "reserve", 2**30, values.size, field="reserve_bytes",
+        env=("SATCHEL_STORE_RESERVE",),
         meaning="free space that imports and uploads must leave on the file system of the store",
     ),
     _row(
-        "store", "grace", 86400.0, _positive_seconds, field="grace_s", env=("SATCHEL_GRACE",),
+        "store", "grace", 86400.0, values.positive_seconds, field="grace_s", env=("SATCHEL_GRACE",),
         meaning="how long a blob that no model uses is kept after it was last sent or asked for",
     ),
     _row(
-        "store", "staging_limit", 0, _size, field="staging_limit_bytes",
+        "store", "staging_limit", 0, values.size, field="staging_limit_bytes",
         env=("SATCHEL_STAGING_LIMIT",),
         meaning="most that unfinished imports may take together; 0 for no limit but the reserve",
     ),
     _row(
-        "store", "previous", 1, _integer(low=0, high=64), env=("SATCHEL_STORE_PREVIOUS",),
+        "store", "previous", 1, values.integer(low=0, high=64), env=("SATCHEL_STORE_PREVIOUS",),
         meaning="how many versions that an import replaced stay for `satchel rollback`",
     ),
     _row(
-        "trust", "site", "", _text, env=("SATCHEL_SITE",),
+        "trust", "site", "", values.text, env=("SATCHEL_SITE",),
         meaning="this site's id; a bundle made for named sites is accepted only if it names it",
     ),
     _row(
-        "trust", "min_threshold", 1, _integer(low=1, high=64),
+        "trust", "min_threshold", 1, values.integer(low=1, high=64),
         meaning="fewest trusted keys that must have signed, whatever `satchel trust` says",
     ),
     _row(
-        "trust", "expired", "warn", _one_of("warn", "refuse"),
+        "trust", "expired", "warn", values.one_of("warn", "refuse"),
         meaning="what happens to a bundle past its `expires` date",
     ),
     _row(
-        "trust", "create", "any", _one_of("any", "signed", "off"), env=("SATCHEL_TRUST_CREATE",),
+        "trust", "create", "any", values.one_of("any", "signed", "off"),
+        env=("SATCHEL_TRUST_CREATE",),
         meaning="models that may be made here: `any`, also from blobs that clients send; `signed`, "
         "only from models that came in a signed bundle; `off`, none",
     ),
     _row(
-        "server", "host", "127.0.0.1", _host, env=("SATCHEL_HOST", "OLLAMA_HOST"),
+        "server", "host", "127.0.0.1", values.host, env=("SATCHEL_HOST", "OLLAMA_HOST"),
         meaning="address to listen on, and where the commands look for the server",
     ),
     _row(
-        "server", "port", DEFAULT_PORT, _integer(low=0, high=_PORT_MAX),
+        "server", "port", DEFAULT_PORT, values.integer(low=0, high=PORT_MAX),
         env=("SATCHEL_PORT", "SATCHEL_HOST", "OLLAMA_HOST"),
         meaning="TCP port; 0 takes a free one",
     ),
     _row(
-        "server", "keep_alive", 300.0, _seconds, field="keep_alive_s",
+        "server", "keep_alive", 300.0, values.seconds, field="keep_alive_s",
         env=("SATCHEL_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE"),
         meaning="how long an idle model stays in memory; negative means for ever",
     ),
     _row(
-        "server", "num_parallel", 0, _integer(low=0, high=1024),
+        "server", "num_parallel", 0, values.integer(low=0, high=1024),
         env=("SATCHEL_NUM_PARALLEL", "OLLAMA_NUM_PARALLEL"),
         meaning="requests one model answers at the same time; 0 lets placement decide",
     ),
     _row(
-        "server", "max_queue", 512, _integer(low=0, high=_MANY),
+        "server", "max_queue", 512, values.integer(low=0, high=_MANY),
         env=("SATCHEL_MAX_QUEUE", "OLLAMA_MAX_QUEUE"),
         meaning="requests that may wait; more are answered with 503",
     ),
     _row(
-        "server", "max_loaded_models", 0, _integer(low=0, high=1024),
+        "server", "max_loaded_models", 0, values.integer(low=0, high=1024),
         env=("SATCHEL_MAX_LOADED_MODELS", "OLLAMA_MAX_LOADED_MODELS"),
         meaning="models in memory at the same time; 0 lets memory decide",
     ),
     _row(
-        "server", "context_length", 0, _integer(low=0, high=_MANY),
+        "server", "context_length", 0, values.integer(low=0, high=_MANY),
         env=("SATCHEL_CONTEXT_LENGTH", "OLLAMA_CONTEXT_LENGTH"),
         meaning="context in tokens when a request names none; 0 lets placement decide",
     ),
@@ -335,95 +172,96 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="element type of the KV cache: `f16`, `q8_0`, `q4_0`; empty lets placement decide",
     ),
     _row(
-        "server", "load_timeout", 300.0, _positive_seconds, field="load_timeout_s",
+        "server", "load_timeout", 300.0, values.positive_seconds, field="load_timeout_s",
         env=("SATCHEL_LOAD_TIMEOUT", "OLLAMA_LOAD_TIMEOUT"),
         meaning="longest time a model may take to load; 0 means no limit",
     ),
     _row(
-        "server", "request_timeout", 0.0, _positive_seconds, field="request_timeout_s",
+        "server", "request_timeout", 0.0, values.positive_seconds, field="request_timeout_s",
         env=("SATCHEL_REQUEST_TIMEOUT",),
         meaning="longest time a request may take, queue and load included; 0 means no limit",
     ),
     _row(
-        "server", "engine_variant", "auto", _one_of("auto", "amx", "avx512", "avx2", "baseline"),
+        "server", "engine_variant", "auto",
+        values.one_of("auto", "amx", "avx512", "avx2", "baseline"),
         env=("SATCHEL_ENGINE_VARIANT",),
         meaning="build of the engine's CPU backend; `auto` takes the fastest that passes its test",
     ),
     _row(
-        "server", "go_template", "auto", _switch,
+        "server", "go_template", "auto", values.switch,
         env=("SATCHEL_GO_TEMPLATE", "OLLAMA_GO_TEMPLATE"),
         meaning="TEMPLATE layers make prompts: `on` always, `off` only where a model's file has no "
         "template, `auto` unless that one can more",
     ),
     _row(
-        "server", "origins", (), _texts, env=("SATCHEL_ORIGINS", "OLLAMA_ORIGINS"),
+        "server", "origins", (), values.texts, env=("SATCHEL_ORIGINS", "OLLAMA_ORIGINS"),
         meaning="browser origins allowed besides those of this machine",
     ),
     _row(
-        "server", "admin_socket", None, _optional_path, env=("SATCHEL_ADMIN_SOCKET",),
+        "server", "admin_socket", None, values.optional_path, env=("SATCHEL_ADMIN_SOCKET",),
         meaning="Unix socket for health and administration; empty means none",
     ),
     _row(
-        "server", "api_keys_file", None, _optional_path, env=("SATCHEL_API_KEYS_FILE",),
+        "server", "api_keys_file", None, values.optional_path, env=("SATCHEL_API_KEYS_FILE",),
         meaning="file with API keys; without one the server listens on loopback only",
     ),
     _row(
-        "server", "log_requests", False, _boolean, env=("SATCHEL_LOG_REQUESTS",),
+        "server", "log_requests", False, values.boolean, env=("SATCHEL_LOG_REQUESTS",),
         meaning="one log line per request, without prompts or answers",
     ),
     _row(
-        "server", "reported_version", "0.33.0", _text, env=("SATCHEL_REPORTED_VERSION",),
+        "server", "reported_version", "0.33.0", values.text, env=("SATCHEL_REPORTED_VERSION",),
         meaning="what `/api/version` answers; clients compare it with Ollama's releases",
     ),
     _row(
-        "exchange", "pull", True, _boolean, env=("SATCHEL_PULL",),
+        "exchange", "pull", True, values.boolean, env=("SATCHEL_PULL",),
         meaning="clients may pull: have a model installed that lies in a trusted bundle in one of "
         "the sources",
     ),
     _row(
-        "exchange", "sources", (Path("/media"), Path("/run/media"), Path("/mnt")), _paths,
+        "exchange", "sources", (Path("/media"), Path("/run/media"), Path("/mnt")), values.paths,
         env=("SATCHEL_SOURCES",),
         meaning="directories with bundles, and where media are mounted, for `pull`",
     ),
     _row(
-        "exchange", "registry", "", _registry, env=("SATCHEL_REGISTRY",),
+        "exchange", "registry", "", values.registry, env=("SATCHEL_REGISTRY",),
         meaning="registry of the site's own with bundles, such as `https://HOST[:PORT][/PREFIX]`, "
         "for `satchel pull`; the server never asks it",
     ),
     _row(
-        "exchange", "registry_ca", None, _optional_path, env=("SATCHEL_REGISTRY_CA",),
+        "exchange", "registry_ca", None, values.optional_path, env=("SATCHEL_REGISTRY_CA",),
         meaning="certificates in PEM that alone may vouch for the registry; empty means those of "
         "this machine",
     ),
     _row(
-        "exchange", "export", None, _optional_path, env=("SATCHEL_EXPORT",),
+        "exchange", "export", None, values.optional_path, env=("SATCHEL_EXPORT",),
         meaning="directory that `push` copies models to; empty means that nothing is pushed",
     ),
     _row(
-        "limits", "max_body", 64 * 2**20, _size, field="max_body_bytes",
+        "limits", "max_body", 64 * 2**20, values.size, field="max_body_bytes",
         env=("SATCHEL_MAX_BODY",),
         meaning="largest request body; more is answered with 413",
     ),
     _row(
-        "limits", "max_blob", 0, _size, field="max_blob_bytes", env=("SATCHEL_MAX_BLOB",),
+        "limits", "max_blob", 0, values.size, field="max_blob_bytes", env=("SATCHEL_MAX_BLOB",),
         meaning="largest blob a client may send; 0 means that only free space decides",
     ),
     _row(
-        "limits", "drain", 30.0, _positive_seconds, field="drain_s", env=("SATCHEL_DRAIN",),
+        "limits", "drain", 30.0, values.positive_seconds, field="drain_s", env=("SATCHEL_DRAIN",),
         meaning="how long a stopping server lets running answers finish",
     ),
     _row(
-        "cache", "share_across_keys", False, _boolean, env=("SATCHEL_SHARE_ACROSS_KEYS",),
+        "cache", "share_across_keys", False, values.boolean, env=("SATCHEL_SHARE_ACROSS_KEYS",),
         meaning="requests of different API keys share what was computed of equal prompts; by the "
         "time an answer takes, one client can then tell what another has asked",
     ),
     _row(
-        "cache", "ram", 0, _size, field="ram_bytes", env=("SATCHEL_CACHE_RAM",),
+        "cache", "ram", 0, values.size, field="ram_bytes", env=("SATCHEL_CACHE_RAM",),
         meaning="host memory per loaded model for computed prompts that had to leave its KV cache; "
         "taken only where the plan has it left over; 0 keeps none",
     ),
     _row(
-        "cache", "disk", 0, _size, field="disk_bytes", env=("SATCHEL_CACHE_DISK",),
+        "cache", "disk", 0, values.size, field="disk_bytes", env=("SATCHEL_CACHE_DISK",),
         meaning="room in the store, for all models together, for computed prompts that outlive a "
         "model's process; they hold what clients asked; 0 keeps none, and removes those there are",
     ),
@@ -432,11 +270,11 @@ SETTINGS: tuple[Setting, ...] = (
 
 MODEL_SETTINGS: tuple[Setting, ...] = (
     _row(
-        "model", "context_length", 0, _integer(low=0, high=_MANY),
+        "model", "context_length", 0, values.integer(low=0, high=_MANY),
         meaning="as `server.context_length`, for this model",
     ),
     _row(
-        "model", "num_parallel", 0, _integer(low=0, high=1024),
+        "model", "num_parallel", 0, values.integer(low=0, high=1024),
         meaning="as `server.num_parallel`, for this model",
     ),
     _row(
@@ -444,29 +282,29 @@ MODEL_SETTINGS: tuple[Setting, ...] = (
         meaning="as `server.kv_cache_type`, for this model",
     ),
     _row(
-        "model", "keep_alive", None, _seconds, field="keep_alive_s",
+        "model", "keep_alive", None, values.seconds, field="keep_alive_s",
         meaning="as `server.keep_alive`, for this model; absent means the server's",
     ),
     _row(
-        "model", "num_gpu", None, _integer(low=0, high=_MANY),
+        "model", "num_gpu", None, values.integer(low=0, high=_MANY),
         meaning="layers on GPUs, the output layer counted as one; absent lets placement decide",
     ),
     _row(
-        "model", "num_thread", 0, _integer(low=0, high=4096),
+        "model", "num_thread", 0, values.integer(low=0, high=4096),
         meaning="CPU threads; 0 lets placement decide",
     ),
     _row(
-        "model", "output_format", "", _one_of("", *OUTPUT_FORMATS),
+        "model", "output_format", "", values.one_of("", *OUTPUT_FORMATS),
         meaning="how the model writes reasoning and tool calls, see docs/http-api.md; empty lets "
         "its template decide",
     ),
     _row(
-        "model", "draft", "", _text,
+        "model", "draft", "", values.text,
         meaning="an installed model of the same vocabulary that proposes tokens, or off; empty "
         "takes the draft model that the model brings, if any",
     ),
     _row(
-        "model", "constrain_calls", True, _boolean,
+        "model", "constrain_calls", True, values.boolean,
         meaning="a tool call that the model begins of itself is bound to the schema of its tool; "
         "`false` leaves it free",
     ),

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.settings import listen_is_public
+from appliance.addresses import listen_is_public
 from server.errors import ServerError
 
 MAX_FILE_BYTES = 1 << 20

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance.addresses import HostText, read_host
 from appliance.catalogue import Catalogue
 from appliance.config import Config
 from appliance.errors import RequestError
 from appliance.layout import Paths
-from appliance.settings import HostText, read_host
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from appliance.settings import HostText
+from appliance.addresses import HostText
 
 
 @dataclass

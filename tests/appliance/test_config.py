@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.addresses import HostText, listen_is_public, read_host
 from appliance.config import Config, ServerConfig, default_store
 from appliance.errors import ConfigError
-from appliance.settings import MODEL_SETTINGS, SETTINGS, HostText, listen_is_public, read_host
+from appliance.settings import MODEL_SETTINGS, SETTINGS
 from bundler.format.name import ModelName
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"

@@ -12,6 +12,7 @@ import pytest
 
 import appliance.errors
 import bundler.errors
+from appliance.addresses import HostText
 from appliance.client import Client
 from appliance.config import Config
 from appliance.creating import create
@@ -20,7 +21,6 @@ from appliance.errors import AppError
 from appliance.policyfile import load_policy, save_policy
 from appliance.pulling import pull
 from appliance.pushing import push
-from appliance.settings import HostText
 from appliance.trust import TrustPolicy
 from appliance.uploads import UploadLimits
 from bundler.format.digest import Digest
