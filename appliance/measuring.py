@@ -29,13 +29,13 @@ def this_site(config: Config) -> Site:
     return Site(
         store=Store(Paths(config.store.path)),
         config=config,
-        machine=_machine(config.store.path),
+        machine=this_machine(config.store.path),
         now=timestamp(time.time()),
         version=version(),
     )
 
 
-def _machine(store: Path) -> Machine:
+def this_machine(store: Path) -> Machine:
     """This machine; the engine is asked about GPUs only where there are some."""
     existing = next(path for path in (store, *store.parents) if path.is_dir())
     choice = read_choice(Paths(store).engine)

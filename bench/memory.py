@@ -47,7 +47,13 @@ CONFIGURATIONS = (
     EngineSettings(num_ctx=4096, slots=2, num_batch=2048, num_ubatch=2048, repack=False),
     EngineSettings(num_ctx=4096, num_batch=128, num_ubatch=64),
 )
-REAL = EngineSettings(num_ctx=1024, slots=2, use_mmap=False, repack=False)
+REAL = EngineSettings(num_ctx=512, slots=2, use_mmap=False, repack=False)
+
+
+HEADING = (
+    f"{'model':18} {'architecture':15} {'settings':24} "
+    f"{'MiB':>9} {'predicted':>9} {'error':>8} {'share':>7}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,21 +187,17 @@ def private_bytes(pid: int) -> int:
     raise ValueError("this kernel does not tell Pss_Anon")
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """The rows, and what they come to."""
-    yield (
-        f"{'model':18} {'architecture':15} {'settings':24} "
-        f"{'MiB':>9} {'predicted':>9} {'error':>8} {'share':>7}"
-    )
-    yield from map(str, rows)
+def summary(rows: Sequence[Row]) -> str:
+    """What the rows come to."""
     shares = [100 * abs(row.error_bytes) / row.truth_bytes for row in rows]
-    if shares:
-        yield (
-            f"{len(rows)} rows, {len({row.architecture for row in rows})} architectures: "
-            f"mean error {statistics.mean(shares):.2f} %, "
-            f"median {statistics.median(shares):.2f} %, largest {max(shares):.2f} %, "
-            f"missed: {sum(not row.good for row in rows)}"
-        )
+    if not shares:
+        return "nothing was measured"
+    return (
+        f"{len(rows)} rows, {len({row.architecture for row in rows})} architectures: "
+        f"mean error {statistics.mean(shares):.2f} %, "
+        f"median {statistics.median(shares):.2f} %, largest {max(shares):.2f} %, "
+        f"missed: {sum(not row.good for row in rows)}"
+    )
 
 
 def main() -> int:
@@ -207,17 +209,20 @@ def main() -> int:
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else list(SHAPES)
     rows: list[Row] = []
+    print(HEADING, flush=True)
     with tempfile.TemporaryDirectory(prefix="satchel-bench-") as scratch:
         for name in names:
             try:
                 if arguments.real:
                     row = loaded(name, Path(scratch))
-                    rows += [row] if row else []
+                    new = [row] if row else []
                 else:
-                    rows += simulated(name, Path(scratch))
+                    new = list(simulated(name, Path(scratch)))
+                rows += new
+                print("\n".join(map(str, new)), flush=True)
             except (EngineCheckError, ServerError, ValueError) as error:
                 sys.stderr.write(f"{name}: not measured: {error}\n")
-    print("\n".join(table(rows)))
+    print(summary(rows))
     if arguments.out:
         arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return 0 if rows and all(row.good for row in rows) else 1

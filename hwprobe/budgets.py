@@ -22,6 +22,14 @@ LARGE_HOST_RESERVE_SHARE: Final = 0.03
 """On a large host other services are larger too."""
 DRIFT_SHARE: Final = 0.02
 """Available memory moves by about this much within an hour on an idle machine."""
+ZRAM_RATIO: Final = 3
+"""How many bytes compressed swap makes of one; what it can still take shrinks what is available.
+A usual figure for program data; weights do not compress and are never swapped in a plan."""
+ZRAM_SHARE: Final = 0.05
+"""Of all memory, the most that is kept free for it: a judgement."""
+_CMA_FAMILIES: Final = frozenset({"rockchip"})
+"""Boards whose kernels set memory aside for devices that a large allocation cannot have, although
+it counts as available."""
 HEADLESS_GPU_RESERVE_BYTES: Final = 64 * _MIB
 DISPLAY_GPU_RESERVE_BYTES: Final = 384 * _MIB
 """A compositor takes memory in spikes."""
@@ -35,6 +43,8 @@ Published figures reach from 107 MiB on a small Ada card to 555 MiB on a Blackwe
 def pool_budgets(machine: Machine, reserved_bytes: Mapping[str, int]) -> dict[str, int]:
     """Bytes that may be planned with, per pool; never negative."""
     budgets = {HOST: machine.memory.headroom_bytes - host_reserve_bytes(machine)}
+    for gpu in machine.unified_gpus:
+        budgets[HOST] -= gpu_context_bytes(gpu)
     for gpu in machine.planned_gpus:
         budgets[gpu_pool(gpu.index)] = gpu.free_bytes - gpu_reserve_bytes(gpu)
     return {
@@ -62,17 +72,37 @@ def given_back(memory: Memory, size_bytes: int) -> Memory:
 
 def host_reserve_bytes(machine: Machine) -> int:
     """What stays free on the host."""
-    total = machine.memory.total_bytes
+    return sum(size for _, size in host_reserve_terms(machine))
+
+
+def host_reserve_terms(machine: Machine) -> tuple[tuple[str, int], ...]:
+    """What stays free on the host, and what for; none of them zero."""
+    memory = machine.memory
+    total = memory.total_bytes
     reserve = HOST_RESERVE_BYTES
     if machine.board.single_board and total <= SMALL_HOST_BYTES:
         reserve = SMALL_HOST_RESERVE_BYTES
     elif total >= LARGE_HOST_BYTES:
         reserve = int(LARGE_HOST_RESERVE_SHARE * total)
-    return reserve + int(DRIFT_SHARE * machine.memory.headroom_bytes)
+    unused_swap = max(0, memory.zram_size_bytes // ZRAM_RATIO - memory.zram_bytes)
+    device = memory.cma_free_bytes if machine.board.family in _CMA_FAMILIES else 0
+    terms = (
+        ("the system and the server", reserve),
+        ("what other programs take within an hour", int(DRIFT_SHARE * memory.headroom_bytes)),
+        ("compressed swap that fills up", min(unused_swap, int(ZRAM_SHARE * total))),
+        ("devices that set memory aside", device),
+    )
+    return tuple(term for term in terms if term[1])
 
 
 def gpu_reserve_bytes(gpu: Gpu) -> int:
     """What stays free on a GPU: the driver's own part, and room for a screen."""
+    return gpu_context_bytes(gpu) + (
+        DISPLAY_GPU_RESERVE_BYTES if gpu.display else HEADLESS_GPU_RESERVE_BYTES
+    )
+
+
+def gpu_context_bytes(gpu: Gpu) -> int:
+    """What the driver takes for one process that uses a GPU."""
     major = gpu.compute_capability[0] if gpu.compute_capability else 8
-    context = next(size for lowest, size in _CONTEXT_BYTES if major >= lowest)
-    return context + (DISPLAY_GPU_RESERVE_BYTES if gpu.display else HEADLESS_GPU_RESERVE_BYTES)
+    return next(size for lowest, size in _CONTEXT_BYTES if major >= lowest)

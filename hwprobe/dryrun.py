@@ -77,6 +77,16 @@ class _Header(ctypes.Structure):
     )
 
 
+class _Override(ctypes.Structure):
+    """``llama_model_tensor_buft_override``: names that match go to this type of buffer."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+_KEPT: list[Any] = []
+"""What the engine was given an address of."""
+
+
 class _Node(ctypes.Structure):
     """A node of that map: buffer type → bytes for weights, context, compute."""
 
@@ -119,10 +129,20 @@ def _model_params(settings: EngineSettings, *, no_alloc: bool) -> Any:
     # Mapping and simulated allocation exclude each other in the engine (an assertion).
     mapped = settings.use_mmap and not no_alloc
     params.load_mode = api.LLAMA_LOAD_MODE_MMAP if mapped else api.LLAMA_LOAD_MODE_NONE
+    if settings.expert_pattern:
+        overrides = _kept_in_host_memory(settings.expert_pattern.encode())
+        params.tensor_buft_overrides = ctypes.addressof(overrides)
+        _KEPT.append(overrides)
     if settings.tensor_split:
         split = (ctypes.c_float * api.llama_max_devices())(*settings.tensor_split)
         params.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
     return params
+
+
+def _kept_in_host_memory(pattern: bytes) -> Any:
+    """The list of overrides that the engine reads until the load is over; an empty one ends it."""
+    plain = _native("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+    return (_Override * 2)(_Override(pattern, plain), _Override(None, None))
 
 
 def _context_params(settings: EngineSettings) -> Any:
@@ -213,7 +233,7 @@ def _measure(path: str, settings: list[EngineSettings]) -> dict[str, Any]:
     with contextlib.ExitStack() as models:
         model = None
         for one in settings:
-            wanted = (one.num_gpu, one.tensor_split, one.repack)
+            wanted = (one.num_gpu, one.tensor_split, one.repack, one.cpu_experts)
             if model is None or wanted != loaded:
                 models.close()
                 model = models.enter_context(open_model(path, one, no_alloc=True))

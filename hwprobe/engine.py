@@ -154,6 +154,8 @@ def safe_settings(settings: EngineSettings) -> EngineSettings:
         threads=1,
         num_gpu=0,
         tensor_split=(),
+        cpu_experts=0,
+        unified=False,
         num_ubatch=settings.num_ubatch
         if settings.pooled
         else min(settings.num_ubatch, SAFE_UBATCH_TOKENS),

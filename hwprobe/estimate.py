@@ -179,6 +179,7 @@ def estimate(
     amounts: dict[tuple[str, str], int] = {}
 
     def add(pool: str, name: str, size_bytes: int) -> None:
+        pool = HOST if settings.unified else pool
         amounts[pool, name] = amounts.get((pool, name), 0) + size_bytes
 
     blocks, output_pool = pools[:-1], pools[-1]
@@ -186,17 +187,20 @@ def estimate(
     add(output_pool, WEIGHTS, profile.output_bytes)
     add(output_pool, TIED_COPY, _tied_copy_bytes(profile, settings, output_pool, repacked))
     for index, pool in enumerate(blocks):
-        add(pool, WEIGHTS, profile.block_bytes[index])
+        apart = _expert_bytes(profile, settings, index)
+        add(HOST, WEIGHTS, apart)
+        add(pool, WEIGHTS, profile.block_bytes[index] - apart)
         add(pool, KV_CACHE, _block_cache_bytes(profile, settings, index))
         add(pool, STATE, _block_state_bytes(profile, settings, index))
     fused = settings.flash_attention
     checked = CHECKED_ARCHITECTURES if fused else UNFUSED_ARCHITECTURES
-    copies = PIPELINE_COPIES if _is_pipelined(pools) else 1
+    copies = PIPELINE_COPIES if _is_pipelined(pools) and not settings.cpu_experts else 1
     for pool in dict.fromkeys((HOST, *pools)):
         factor = copies if pool != HOST else 1
         add(pool, COMPUTE, factor * compute_bytes(profile, settings))
         if profile.architecture not in checked:
-            open_bytes = amounts[pool, COMPUTE] + amounts.get((pool, KV_CACHE), 0)
+            home = HOST if settings.unified else pool
+            open_bytes = amounts[home, COMPUTE] + amounts.get((home, KV_CACHE), 0)
             add(pool, UNCHECKED, int(UNCHECKED_SHARE * open_bytes))
     terms = [MemoryTerm(pool=key[0], name=key[1], size_bytes=size) for key, size in amounts.items()]
     terms += host_terms(profile, settings)
@@ -376,6 +380,12 @@ def _block_cache_bytes(profile: ModelProfile, settings: EngineSettings, block: i
         key, value = profile.window_key_length or key, profile.window_value_length or value
     row = kind.row_bytes(heads * key) + kind.row_bytes(heads * value)
     return row * cache_cells(profile, settings, block)
+
+
+def _expert_bytes(profile: ModelProfile, settings: EngineSettings, block: int) -> int:
+    """Experts of one block that stay in host memory wherever the block is."""
+    kept_back = block < settings.cpu_experts and profile.expert_bytes
+    return profile.expert_bytes[block] if kept_back else 0
 
 
 def _block_state_bytes(profile: ModelProfile, settings: EngineSettings, block: int) -> int:

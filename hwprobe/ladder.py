@@ -79,7 +79,10 @@ def _steps(profile: ModelProfile, wish: Wish, settings: EngineSettings) -> Itera
     if settings.num_gpu and (wish.num_gpu is None or wish.num_gpu < 0):
         layers = max(0, settings.num_gpu - max(1, settings.num_gpu // _LAYER_SHARE))
         split = settings.tensor_split if layers else ()
-        yield _step(f"{layers} layers on GPU", settings, num_gpu=layers, tensor_split=split)
+        experts, shared = (settings.cpu_experts, settings.unified) if layers else (0, False)
+        words = f"{layers} layers on GPU"
+        changes = {"tensor_split": split, "cpu_experts": experts, "unified": shared}
+        yield _step(words, settings, num_gpu=layers, **changes)
 
 
 def _step(words: str, settings: EngineSettings, **changes: object) -> StepDown:

@@ -372,3 +372,10 @@ class Machine:
         if not self.engine_offload:
             return ()
         return tuple(gpu for gpu in self.gpus if not gpu.unified and gpu.total_bytes > 0)
+
+    @property
+    def unified_gpus(self) -> tuple[Gpu, ...]:
+        """GPUs without memory of their own that the engine can use; none beside those with it."""
+        if not self.engine_offload or self.planned_gpus:
+            return ()
+        return tuple(gpu for gpu in self.gpus if gpu.unified)

@@ -5,7 +5,10 @@ The objective is lexicographic, so every choice can be explained:
  2. floors: a context of `FLOOR_CTX_TOKENS`; where GPUs are planned with, the whole model on them;
  3. quality: the candidate that is preferred, then the one with more bits per weight, then the
     more precise cache;
- 4. context up to the target, then slots, then larger batches, then repacked weights.
+ 4. context up to the target, then slots, then larger batches, then repacked weights, then
+    prompts that stay cached: what is left is spent, in this order.
+Of a mixture the experts leave the GPUs before whole layers do. A GPU without memory of its own
+takes the host's, so nothing is counted twice.
 A floor that no candidate reaches is given up, GPUs before context, and the reasons say so.
 What the user wished for is never changed: it is met, or refused with what would help.
 """
@@ -13,10 +16,11 @@ What the user wished for is never changed: it is met, or refused with what would
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from hwprobe.budgets import pool_budgets
 from hwprobe.errors import DoesNotFitError
-from hwprobe.estimate import KV_CACHE, STATE, MemoryEstimate, estimate
+from hwprobe.estimate import HOST, KV_CACHE, STATE, MemoryEstimate, estimate
 from hwprobe.machine import Machine
 from hwprobe.profile import ModelProfile
 from hwprobe.quantity import Bytes
@@ -27,7 +31,7 @@ from hwprobe.search import (
     cache_types,
     target_ctx,
 )
-from hwprobe.settings import MAX_SEQUENCES, EngineSettings
+from hwprobe.settings import CONTEXT_PADDING_TOKENS, MAX_SEQUENCES, EngineSettings
 from hwprobe.verdict import Candidate, Placement, Rejection, Wish
 
 __all__ = ["Candidate", "Placement", "Rejection", "Wish", "place"]
@@ -137,6 +141,32 @@ def _reasons(
         cache = need.term_bytes(KV_CACHE) + need.term_bytes(STATE)
         yield f"KV cache as {settings.kv_type} ({Bytes(cache)}): f16 does not fit"
     yield _gpu_reason(search, profile, settings)
+    yield from _node_reason(search, need)
+    yield from _spare_reason(search, profile, settings)
+
+
+def _node_reason(search: Search, need: MemoryEstimate) -> Iterator[str]:
+    """On a machine of several memory nodes, whether one of them holds the model."""
+    nodes = search.machine.numa.nodes
+    largest = max((node.free_bytes for node in nodes), default=0)
+    if len(nodes) > 1 and need.total_bytes(HOST) > largest:
+        yield (
+            f"spread over several memory nodes: the roomiest has {Bytes(largest)} free; reading "
+            "across them is slower"
+        )
+
+
+def _spare_reason(search: Search, profile: ModelProfile, settings: EngineSettings) -> Iterator[str]:
+    """What the memory that is left would be good for, if anybody asked."""
+    trained = profile.context_length // CONTEXT_PADDING_TOKENS * CONTEXT_PADDING_TOKENS
+    if search.wish.num_ctx is not None or settings.pooled or settings.num_ctx >= trained:
+        return
+    free = Floors(full_ctx=False, all_on_gpus=settings.num_gpu > profile.block_count, is_last=True)
+    if settings.cpu_experts:
+        free = replace(free, all_on_gpus=False)
+    largest = search.largest_ctx(profile, settings, free, trained)
+    if largest > settings.num_ctx:
+        yield f"memory is left for a context of {largest} tokens; num_ctx asks for more"
 
 
 def _context_reason(
@@ -156,6 +186,13 @@ def _context_reason(
 
 def _gpu_reason(search: Search, profile: ModelProfile, settings: EngineSettings) -> str:
     layers = profile.block_count + 1
+    if settings.unified:
+        return f"{min(settings.num_gpu, layers)} of {layers} layers on a GPU that shares the memory"
+    if settings.cpu_experts and settings.num_gpu >= layers:
+        return (
+            f"all {layers} layers on GPU, but the experts of {settings.cpu_experts} blocks stay in "
+            "host memory"
+        )
     if settings.num_gpu >= layers:
         return f"all {layers} layers on GPU"
     if settings.num_gpu:

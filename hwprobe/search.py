@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from hwprobe.estimate import HOST, estimate, gpu_pool, repacked_types
 from hwprobe.ggml_types import GGML_TYPES_BY_NAME
@@ -38,8 +38,10 @@ DEFAULT_SLOTS: Final = 4
 SPARE_SEQUENCES: Final = 8
 """Why: eight conversations is what one server keeps warm on a small machine."""
 DEFAULT_BATCH_TOKENS: Final = 512
-UBATCH_STEPS: Final = (512, 256, 128, 64)
+UBATCH_STEPS: Final = (2048, 1024, 512, 256, 128, 64)
 """Why: halving the batch halves the compute buffer; below 64 prefill becomes slow."""
+CPU_UBATCH_TOKENS: Final = 512
+"""Most without layers on a GPU. Why: larger ones made prompts no faster there, measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class Search:
         self.wish = wish
         self.budgets = budgets
         self.gpus = machine.planned_gpus
+        self.unified = bool(machine.unified_gpus)
         self.repacked = repacked_types(machine.cpu, machine.engine_variant)
 
     def floor_levels(self) -> Iterator[Floors]:
@@ -152,29 +155,39 @@ class Search:
         self, profile: ModelProfile, settings: EngineSettings, floors: Floors
     ) -> EngineSettings:
         """Spend what is left: slots, batches, repacked weights, then prompts that are kept."""
-        chosen = settings
-        if self.wish.slots is None and not settings.pooled:
-            for slots in range(DEFAULT_SLOTS, 1, -1):
-                if self.fit(profile, replace(chosen, slots=slots), floors) is not None:
-                    chosen = replace(chosen, slots=slots)
-                    break
-        for ubatch in () if settings.pooled else UBATCH_STEPS:
-            wider = replace(chosen, num_ubatch=min(ubatch, chosen.num_batch))
-            if self.fit(profile, wider, floors) is not None:
-                chosen = wider
-                break
-        packed = replace(chosen, repack=True)
-        if self.fit(profile, packed, floors) is not None:
-            chosen = packed
-        warm = replace(chosen, spare_sequences=SPARE_SEQUENCES)
-        if _sequences_are_cheap(profile) and self.fit(profile, warm, floors) is not None:
-            chosen = warm
-        saving = replace(chosen, saved_bytes=0 if settings.pooled else self.wish.saved_bytes)
-        if self.fit(profile, saving, floors) is not None:
-            chosen = saving
-        fitted = self.fit(profile, chosen, floors)
-        assert fitted is not None
-        return fitted
+        base = self.fit(profile, settings, floors)
+        assert base is not None
+
+        def fits(more: EngineSettings) -> EngineSettings | None:
+            """``more`` as it would be loaded, unless that pushes weights off a GPU."""
+            found = self.fit(profile, more, floors)
+            if found is None or _on_gpus(found) < _on_gpus(base):
+                return None
+            return found
+
+        fixed = settings.pooled or self.wish.slots is not None
+        slots = () if fixed else range(DEFAULT_SLOTS, 1, -1)
+        chosen = next((one for n in slots if fits(one := replace(settings, slots=n))), settings)
+        largest = UBATCH_STEPS[0] if base.num_gpu else CPU_UBATCH_TOKENS
+        steps = () if settings.pooled else (step for step in UBATCH_STEPS if step <= largest)
+        batches = (self.wider(chosen, step) for step in steps)
+        chosen = next((one for one in batches if fits(one)), chosen)
+        extras: list[dict[str, Any]] = [{"repack": True}]
+        if _sequences_are_cheap(profile):
+            extras.append({"spare_sequences": SPARE_SEQUENCES})
+        if not settings.pooled:
+            extras.append({"saved_bytes": self.wish.saved_bytes})
+        for extra in extras:
+            more = replace(chosen, **extra)
+            chosen = more if fits(more) else chosen
+        return fits(chosen) or base
+
+    def wider(self, settings: EngineSettings, ubatch: int) -> EngineSettings:
+        """``settings`` with another micro-batch; the batch grows with it unless it is wished."""
+        if self.wish.num_batch is not None:
+            return replace(settings, num_ubatch=min(ubatch, settings.num_batch))
+        batch = max(DEFAULT_BATCH_TOKENS, ubatch)
+        return replace(settings, num_batch=batch, num_ubatch=ubatch)
 
     def fit(
         self, profile: ModelProfile, settings: EngineSettings, floors: Floors
@@ -191,7 +204,9 @@ class Search:
         """Numbers of GPU layers worth trying, the most first, each dealt out over the GPUs."""
         layers = profile.block_count + 1
         wished = self.wish.num_gpu
-        if not self.gpus:
+        if self.unified:
+            yield from self.shared(settings, layers)
+        elif not self.gpus:
             yield settings
         elif wished is not None and wished >= 0:
             yield self.dealt(settings, min(wished, layers), len(self.gpus))
@@ -199,8 +214,39 @@ class Search:
             for count in range(1, len(self.gpus) + 1):
                 yield self.dealt(settings, layers, count)
             if not floors.all_on_gpus:
-                for number in range(layers - 1, -1, -1):
-                    yield self.dealt(settings, number, len(self.gpus))
+                yield from self.spilled(profile, settings, layers)
+
+    def spilled(
+        self, profile: ModelProfile, settings: EngineSettings, layers: int
+    ) -> Iterator[EngineSettings]:
+        """Less and less on the GPUs: of a mixture its experts leave first, block by block.
+
+        One token needs few of them, so they are the weights that host memory slows down least.
+        """
+        if profile.expert_bytes:
+            mapped = bool(self.wish.use_mmap)  # the engine reads mapped experts slowly
+            settings = replace(settings, use_mmap=mapped)
+            whole = self.dealt(settings, layers, len(self.gpus))
+            for count in range(1, profile.block_count + 1):
+                yield replace(whole, cpu_experts=count)
+            settings = replace(settings, cpu_experts=profile.block_count)
+        for number in range(layers - 1, 0, -1):
+            yield self.dealt(settings, number, len(self.gpus))
+        mapped = True if self.wish.use_mmap is None else self.wish.use_mmap
+        yield replace(settings, num_gpu=0, cpu_experts=0, use_mmap=mapped)
+
+    def shared(self, settings: EngineSettings, layers: int) -> Iterator[EngineSettings]:
+        """All on a GPU that shares the host's memory, where it takes a little more, or nothing.
+
+        The weights are copied, so the file is not mapped: it would be there twice.
+        """
+        wished = self.wish.num_gpu
+        number = layers if wished is None or wished < 0 else min(wished, layers)
+        if number:
+            mapped = bool(self.wish.use_mmap)
+            yield replace(settings, num_gpu=number, unified=True, use_mmap=mapped)
+        if not number or wished is None or wished < 0:
+            yield settings
 
     def dealt(self, settings: EngineSettings, number: int, count: int) -> EngineSettings:
         """``number`` layers on the ``count`` roomiest GPUs, in shares of their budgets."""
@@ -311,6 +357,11 @@ def _split(counts: Sequence[int]) -> tuple[float, ...]:
     shares[used[0]] -= 0.5
     shares[used[-1]] += 0.5
     return tuple(shares)
+
+
+def _on_gpus(settings: EngineSettings) -> tuple[int, int]:
+    """How much of the model is on GPUs, for comparing: layers, then experts."""
+    return settings.num_gpu, -settings.cpu_experts
 
 
 def _sequences_are_cheap(profile: ModelProfile) -> bool:

@@ -49,6 +49,9 @@ class EngineSettings:
         pooled: the context turns whole texts into vectors and generates nothing. A text cannot
             be cut into micro-batches, so ``num_ubatch`` is ``num_batch``.
         saved_bytes: host memory for the states of prompts that had to leave the cache.
+        cpu_experts: the experts of so many first blocks stay in host memory although their block
+            is on a GPU; 0 keeps each block together.
+        unified: the GPUs have no memory of their own; all of it is the host's.
     """
 
     num_ctx: int
@@ -65,6 +68,8 @@ class EngineSettings:
     tensor_split: tuple[float, ...] = ()
     pooled: bool = False
     saved_bytes: int = 0
+    cpu_experts: int = 0
+    unified: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values the engine would abort on."""
@@ -75,6 +80,9 @@ class EngineSettings:
             "num_ubatch": self.num_ubatch,
             "threads": self.threads,
         }
+        if self.cpu_experts < 0:
+            msg = f"cpu_experts: expected at least 0, found {self.cpu_experts}"
+            raise ValueError(msg)
         for name, value in at_least_one.items():
             if value < 1:
                 msg = f"{name}: expected at least 1, found {value}"
@@ -91,6 +99,18 @@ class EngineSettings:
         if self.pooled and self.num_ubatch != self.num_batch:
             msg = f"num_ubatch: expected {self.num_batch}, found {self.num_ubatch}"
             raise ValueError(msg)
+
+    @property
+    def expert_pattern(self) -> str:
+        """What the names of tensors match that stay in host memory, as ECMAScript reads it.
+
+        Empty when there are none. Source: tensor_buft_overrides in llama.h, matched with
+        std::regex_search in llama-model-loader.cpp.
+        """
+        if not self.cpu_experts:
+            return ""
+        blocks = "|".join(map(str, range(self.cpu_experts)))
+        return rf"^blk\.({blocks})\.ffn_.*_exps\."
 
     @property
     def sequences(self) -> int:

@@ -20,7 +20,7 @@ from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 from hwprobe.errors import GgufError
 from hwprobe.gguf import GgufArray, GgufHeader, model_profile, read_header
-from hwprobe.projector import sees
+from hwprobe.together import can_see
 from server.detection import detect_output
 from server.errors import (
     BadRequestError,
@@ -117,7 +117,7 @@ class ServedModel:
         if not self.installed.projectors or self.traits.embeds:
             return None
         first = self.installed.projectors[0]
-        return first if _sees(first, self.installed.model_path) else None
+        return first if can_see(first, self.installed.model_path) else None
 
     @property
     def ranks(self) -> bool:
@@ -226,7 +226,7 @@ def served(
     try:
         traits = _traits(model.model_path)
         for path in model.projectors[:1]:
-            _ = _sees(path, model.model_path)
+            _ = can_see(path, model.model_path)
         _ = model.profile  # read now, so that what uses it need not expect a damaged file
     except GgufError as error:
         raise LoadFailedError(f"{model.name.short()}: {error}") from error
@@ -353,12 +353,6 @@ def _traits(model_path: Path) -> Traits:
         normalizes=_normalizes(header, architecture),
         size_label=_size_label(sum(tensor.element_count for tensor in header.tensors)),
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _sees(projector: Path, model_path: Path) -> bool:
-    """Cached as `_traits`."""
-    return sees(read_header(projector), read_header(model_path))
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -20,9 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from appliance.config import Config
-from hwprobe.adapter import adapted, check_adapter
 from hwprobe.budgets import given_back, pool_budgets
-from hwprobe.draft import check_draft, drafted
 from hwprobe.engine import checked_settings
 from hwprobe.errors import (
     AdapterError,
@@ -36,8 +33,8 @@ from hwprobe.gguf import ModelProfile, model_profile, read_header
 from hwprobe.ladder import step_down
 from hwprobe.machine import Gpu, Machine
 from hwprobe.placement import Candidate, Placement, Wish, place
-from hwprobe.projector import check_projector, projected
 from hwprobe.settings import EngineSettings, KvType
+from hwprobe.together import profile_together
 from hwprobe.verdicts import EngineRecords
 from server.catalogue import ServedModel
 from server.errors import LoadFailedError
@@ -257,29 +254,10 @@ def _profile(model: ServedModel) -> ModelProfile:
     if not installed.adapters and model.projector is None and model.draft is None:
         return installed.profile
     try:
-        return _together(installed.model_path, installed.adapters, model.projector, model.draft)
+        return profile_together(
+            installed.model_path, installed.adapters, model.projector, model.draft
+        )
     except (AdapterError, DraftError, ProjectorError, GgufError) as error:
         raise LoadFailedError(f"{installed.name.short()}: {error}", hint=error.hint) from error
     except OSError as error:
         raise LoadFailedError(f"{installed.name.short()}: cannot be read") from error
-
-
-@functools.lru_cache(maxsize=64)
-def _together(
-    model_path: Path, adapters: tuple[Path, ...], projector: Path | None, draft: Path | None
-) -> ModelProfile:
-    """Cached by path: a blob's path holds its digest, and blobs never change."""
-    header = read_header(model_path)
-    headers = [read_header(path) for path in adapters]
-    for one in headers:
-        check_adapter(one, header)
-    profile = adapted(model_profile(header), headers)
-    if projector is not None:
-        eyes = read_header(projector)
-        check_projector(eyes, header)
-        profile = projected(profile, eyes)
-    if draft is not None:
-        small = read_header(draft)
-        check_draft(small, header)
-        profile = drafted(profile, small)
-    return profile

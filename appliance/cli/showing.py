@@ -20,7 +20,9 @@ from appliance.cli.frame import (
     print_json,
     read_name,
 )
+from appliance.config import Config
 from appliance.errors import RequestError
+from appliance.model import InstalledModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,19 +38,25 @@ def show_command(
     parameters: Annotated[bool, typer.Option("--parameters", help="Only the parameters.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Only the template.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Only the system message.")] = False,
+    placement: Annotated[
+        bool, typer.Option("--placement", help="How it would run on this machine now.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Metadata, tensors.")] = False,
     store: StoreOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Show what a model is."""
-    if sum((license_, modelfile_, parameters, template, system)) > 1:
+    if sum((license_, modelfile_, parameters, template, system, placement)) > 1:
         raise RequestError(
-            "expected one of --license, --modelfile, --parameters, --system, --template, "
-            "found several"
+            "expected one of --license, --modelfile, --parameters, --placement, --system, "
+            "--template, found several"
         )
-    found = open_catalogue(load_config(config, store)).resolve(read_name(model))
-    if license_:
+    settings = load_config(config, store)
+    found = open_catalogue(settings).resolve(read_name(model))
+    if placement:
+        _show_placement(found, settings, as_json=json_)
+    elif license_:
         _echo("\n".join(found.licenses))
     elif modelfile_:
         _echo(modelfile(found))
@@ -62,6 +70,17 @@ def show_command(
         print_json({**model_json(found), "profile": found.profile.to_json()})
     else:
         typer.echo(blocks(found, verbose=verbose))
+
+
+def _show_placement(model: InstalledModel, config: Config, *, as_json: bool) -> None:
+    # Heavy, and rarely asked for.
+    from appliance.placing import placed, placed_json, placed_lines  # noqa: PLC0415
+
+    answer = placed(model, config)
+    if as_json:
+        print_json(placed_json(answer))
+    else:
+        _echo("\n".join(placed_lines(answer)))
 
 
 def _echo(text: str) -> None:

@@ -15,6 +15,12 @@ _GGML_TYPE: dict[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
 """Source: ggml.h, enum ggml_type."""
 
 
+class _Override(ctypes.Structure):
+    """``llama_model_tensor_buft_override`` of llama.h; one without a pattern ends a list."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
 def load_model(path: Path, settings: EngineSettings, on_progress: Callable[[float], bool]) -> Any:
     """Load a model file; ``on_progress`` gets 0 to 1 and returns whether to go on.
 
@@ -29,6 +35,13 @@ def load_model(path: Path, settings: EngineSettings, on_progress: Callable[[floa
         # An empty list, not NULL: NULL means all devices, and their compute buffers.
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.addressof(no_devices)
+    overrides = None
+    if settings.expert_pattern:
+        plain = LIB._lib.ggml_backend_cpu_buffer_type  # noqa: SLF001 - not among the bindings
+        plain.restype = ctypes.c_void_p
+        first = _Override(settings.expert_pattern.encode(), plain())
+        overrides = (_Override * 2)(first, _Override(None, None))  # held until the load is over
+        params.tensor_buft_overrides = ctypes.addressof(overrides)
     if settings.tensor_split:
         shares = (ctypes.c_float * LIB.llama_max_devices())(*settings.tensor_split)
         params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ import pytest
 from appliance.cli import run
 from appliance.layout import Paths
 from appliance.store import Store
+from hwprobe.inventory import take_inventory
+from hwprobe.loads import Loads
+from hwprobe.machine import Memory
 from tests.appliance.answering import asked
 from tests.appliance.sites import snapshot
 from tests.fakes.forge import SECOND, TRUSTED, flip, forge, tiny_model
@@ -371,3 +375,54 @@ def test_malformed_consent_to_a_rollback_is_a_usage_error(satchel: Satchel, text
     code, _, err = satchel("import", "/nowhere", "--allow-rollback", text)
     assert code == 2
     assert "allow-rollback: expected CHANNEL:SEQ such as main:7" in err
+
+
+@pytest.mark.usefixtures("installed")
+def test_placement_is_one_screen_whose_numbers_add_up(satchel: Satchel) -> None:
+    code, out, _ = satchel("show", "demo", "--placement")
+    assert code == 0
+    labels = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert labels[:3] == ["Machine", "Chosen", "Memory"]
+    assert {"Why", "Speed"} <= set(labels)
+    assert len(out.splitlines()) < 25
+    code, out, _ = satchel("show", "demo", "--placement", "--json")
+    assert code == 0
+    found = json.loads(out)
+    for pool, terms in found["estimate"]["pools"].items():
+        assert sum(size for name, size in terms.items() if name != "total") == terms["total"]
+        assert terms["total"] <= found["budgets"][pool]
+    assert found["speed"] is None
+    assert found["last_load"] is None
+
+
+@pytest.mark.usefixtures("installed")
+def test_placement_tells_what_the_last_load_held(satchel: Satchel) -> None:
+    store = Path(os.environ["SATCHEL_STORE"])
+    record = {
+        "time": "2026-11-25T12:00:00Z",
+        "model": "demo:latest",
+        "private_measured_bytes": 3 << 20,
+        "private_predicted_bytes": 4 << 20,
+        "steps": ["1 slot(s)"],
+    }
+    loads = Loads(Paths(store).engine, identity="b")
+    loads.keep({**record, "model": "other:latest"})
+    loads.keep(record)
+    out = satchel("show", "demo", "--placement")[1]
+    assert "held 3.00 MiB for itself, 4.00 MiB were predicted" in out
+    assert "memory was short: 1 slot(s)" in out
+
+
+@pytest.mark.usefixtures("installed")
+def test_placement_of_a_model_that_does_not_fit_says_what_is_missing(
+    satchel: Satchel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's context is beyond what any machine has."""
+    small = replace(take_inventory(ask_driver=False), memory=Memory(total_bytes=1, page_bytes=4096))
+    monkeypatch.setattr("appliance.placing.this_machine", lambda _: small)
+    code, out, err = satchel("show", "demo", "--placement")
+    assert code == 14
+    assert out == ""
+    assert "usable" in err
+    assert "hint: " in err
+    assert satchel("show", "demo", "--placement", "--system")[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -217,6 +218,25 @@ def test_dry_run_measures_without_reading_weights(tmp_path: Path) -> None:
     assert memory.measured
     assert memory.term_bytes(WEIGHTS) > 24 << 30
     assert memory.term_bytes(KV_CACHE) == 512 << 20
+
+
+@pytest.mark.engine
+def test_engine_takes_the_list_of_experts_that_stay_on_the_host(
+    tmp_path: Path,
+) -> None:
+    """Without a GPU they would be there anyway, so the figures stay; the pattern is read."""
+    path = write_family("mixtral-8x7b", tmp_path)
+    profile = model_profile(read_header(path))
+    settings = EngineSettings(num_ctx=512)
+    kept = [replace(settings, cpu_experts=count) for count in (0, 1, 32)]
+    plain, *others = dry_runs(path, profile, kept)
+    assert [one.term_bytes(WEIGHTS) for one in others] == [plain.term_bytes(WEIGHTS)] * 2
+    names = ("blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_up_exps.weight", "blk.10.ffn_up_exps.b")
+    found = [re.search(kept[1].expert_pattern, name) is not None for name in names]
+    assert found == [True, True, False]
+    others_of = ("blk.0.ffn_up.weight", "blk.0.ffn_gate_inp.weight", "blk.0.attn_q.weight")
+    assert not any(re.search(kept[2].expert_pattern, name) for name in others_of)
+    assert plain.measured
 
 
 @pytest.mark.engine

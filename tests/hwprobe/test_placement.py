@@ -2,17 +2,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprobe.budgets import gpu_reserve_bytes, host_reserve_bytes, pool_budgets
+from hwprobe.budgets import (
+    gpu_reserve_bytes,
+    host_reserve_bytes,
+    host_reserve_terms,
+    pool_budgets,
+)
+from hwprobe.decision import Question, record_of, replayed
 from hwprobe.errors import DoesNotFitError
-from hwprobe.estimate import HOST, layer_pools
+from hwprobe.estimate import HOST, KV_CACHE, WEIGHTS, estimate, layer_pools, repacked_types
 from hwprobe.gguf import ModelProfile, model_profile, read_header
-from hwprobe.machine import Board, Cpu, Gpu, Machine, Memory, Nvidia
+from hwprobe.machine import Board, Cpu, Gpu, Machine, Memory, Numa, NumaNode, Nvidia
+from hwprobe.margins import Margin, margin_bytes
 from hwprobe.placement import Candidate, Placement, Wish, place
+from hwprobe.settings import EngineSettings
 from tests.fakes.embedding_models import write_shape
 from tests.fakes.synthetic_models import FAMILIES, write_family
 
@@ -281,10 +290,145 @@ def test_smaller_variant_whole_on_the_gpu_beats_a_larger_one_spilling_over(
 def test_layers_that_do_not_fit_the_gpu_stay_on_the_host(
     profiles: dict[str, ModelProfile],
 ) -> None:
-    machine = _host(64 * GIB, gpus=(_gpu(0, 8 * GIB),))
-    placement = place(machine, _one(profiles, "mixtral-8x7b"), Wish())
-    assert 0 < placement.settings.num_gpu < 33
+    machine = _host(64 * GIB, gpus=(_gpu(0, 5 * GIB),))
+    placement = place(machine, _one(profiles, "qwen3-8b"), Wish())
+    assert 0 < placement.settings.num_gpu < 37
     assert any("stay in host memory" in reason for reason in placement.reasons)
+
+
+def test_experts_leave_the_gpu_before_layers_do(profiles: dict[str, ModelProfile]) -> None:
+    profile = profiles["mixtral-8x7b"]
+    kept = []
+    for gib in (28, 16, 8, 3, 2):
+        machine = _host(64 * GIB, gpus=(_gpu(0, gib * GIB),))
+        placement = place(machine, _one(profiles, "mixtral-8x7b"), Wish())
+        kept.append((placement.settings.num_gpu, placement.settings.cpu_experts))
+        expected = sum(profile.expert_bytes[: placement.settings.cpu_experts])
+        apart = placement.estimate.term_bytes(WEIGHTS, HOST) - profile.input_bytes
+        assert apart >= expected
+        if placement.settings.num_gpu == 33:
+            assert apart == expected
+    assert kept[0] == (33, 0)
+    assert kept[1][0] == kept[2][0] == 33
+    assert 0 < kept[1][1] < kept[2][1] <= 32
+    assert kept[-1][0] < 33
+    assert not place(_host(64 * GIB), _one(profiles, "mixtral-8x7b"), Wish()).settings.cpu_experts
+
+
+def test_mapped_experts_are_slow_so_the_file_is_read(profiles: dict[str, ModelProfile]) -> None:
+    machine = _host(64 * GIB, gpus=(_gpu(0, 8 * GIB),))
+    candidates = _one(profiles, "mixtral-8x7b")
+    assert not place(machine, candidates, Wish()).settings.use_mmap
+    assert place(machine, candidates, Wish(use_mmap=True)).settings.use_mmap
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-8b"])
+def test_growing_never_pushes_weights_off_a_gpu(
+    name: str, profiles: dict[str, ModelProfile]
+) -> None:
+    """Slots and micro-batches are spent from what is left, not from what the model needs."""
+    for gib in range(2, 16):
+        machine = _host(64 * GIB, gpus=(_gpu(0, gib * GIB),))
+        full = place(machine, _one(profiles, name), Wish()).settings
+        least = place(machine, _one(profiles, name), Wish(slots=1, num_batch=64)).settings
+        assert (full.num_gpu, -full.cpu_experts) >= (least.num_gpu - 1, -least.cpu_experts - 1)
+
+
+def test_large_micro_batches_are_for_gpus(profiles: dict[str, ModelProfile]) -> None:
+    candidates = _one(profiles, "llama-8b")
+    assert place(_host(64 * GIB), candidates, Wish()).settings.num_ubatch == 512
+    with_gpu = _host(64 * GIB, gpus=(_gpu(0, 24 * GIB),))
+    settings = place(with_gpu, candidates, Wish()).settings
+    assert (settings.num_ubatch, settings.num_batch) == (2048, 2048)
+    wished = place(with_gpu, candidates, Wish(num_batch=100)).settings
+    assert (wished.num_ubatch, wished.num_batch) == (100, 100)
+
+
+def _unified(size: int, **changes: Any) -> Machine:
+    gpu = Gpu(index=0, name="GB10", unified=True, compute_capability=(12, 1))
+    return replace(
+        _host(size), gpus=(gpu,), engine_offload=True, nvidia=Nvidia(state="usable"), **changes
+    )
+
+
+def test_memory_that_is_shared_with_a_gpu_is_counted_once(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    shared, alone = (
+        place(machine, _one(profiles, "llama-8b"), Wish())
+        for machine in (_unified(64 * GIB), _host(64 * GIB))
+    )
+    assert (shared.settings.num_gpu, shared.settings.unified) == (33, True)
+    assert not shared.settings.use_mmap, "the file would be in memory beside its copy"
+    assert shared.estimate.pools == (HOST,)
+    assert set(shared.budgets) == {HOST}
+    assert shared.budgets[HOST] == alone.budgets[HOST] - 600 * MIB, "the driver's own part"
+    weights = shared.estimate.term_bytes(WEIGHTS)
+    assert weights == profiles["llama-8b"].weights_bytes
+    assert "33 of 33 layers on a GPU that shares the memory" in shared.reasons
+    assert shared.estimate.total_bytes() <= shared.budgets[HOST]
+
+
+def test_shared_memory_that_is_too_small_for_the_gpus_part_keeps_the_cpu(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    """The output matrix is stored again for the GPU, and the graph has two parts."""
+    found = set()
+    for step in range(60):
+        machine = _unified(5 * GIB + step * 32 * MIB)
+        plan = _try(machine, _one(profiles, "gemma2-2b"), Wish(num_ctx=8192, slots=4), {})
+        if isinstance(plan, Placement):
+            found.add(plan.settings.unified)
+    assert True in found
+    asked = place(_unified(64 * GIB), _one(profiles, "llama-8b"), Wish(num_gpu=0))
+    assert (asked.settings.num_gpu, asked.settings.unified) == (0, False)
+    some = place(_unified(64 * GIB), _one(profiles, "llama-8b"), Wish(num_gpu=7))
+    assert (some.settings.num_gpu, some.settings.unified) == (7, True)
+
+
+def test_gpu_with_memory_of_its_own_is_taken_before_one_that_shares() -> None:
+    machine = _unified(64 * GIB)
+    both = replace(machine, gpus=(*machine.gpus, _gpu(1, 8 * GIB)))
+    assert both.unified_gpus == ()
+    assert [gpu.index for gpu in both.planned_gpus] == [1]
+
+
+def test_what_is_kept_free_is_named_and_adds_up() -> None:
+    plain = _host(8 * GIB)
+    assert host_reserve_bytes(plain) == sum(size for _, size in host_reserve_terms(plain))
+    swap = replace(plain, memory=replace(plain.memory, zram_size_bytes=3 * GIB))
+    assert host_reserve_bytes(swap) > host_reserve_bytes(plain)
+    full = replace(swap, memory=replace(swap.memory, zram_bytes=GIB))
+    assert host_reserve_bytes(full) == host_reserve_bytes(plain), "it cannot take more"
+    device = replace(plain, memory=replace(plain.memory, cma_free_bytes=GIB))
+    assert host_reserve_bytes(device) == host_reserve_bytes(plain)
+    rockchip = replace(device, board=Board(family="rockchip"))
+    assert host_reserve_bytes(rockchip) == host_reserve_bytes(plain) + GIB
+
+
+def test_model_that_no_memory_node_holds_says_so(profiles: dict[str, ModelProfile]) -> None:
+    nodes = tuple(NumaNode(index=index, free_bytes=8 * GIB) for index in range(2))
+    machine = replace(_host(16 * GIB), numa=Numa(nodes=nodes))
+    large, small = (
+        place(machine, _one(profiles, name), Wish()).reasons for name in ("Q8_0", "llama-1b")
+    )
+    assert any("several memory nodes" in reason for reason in large)
+    assert not any("several memory nodes" in reason for reason in small)
+
+
+def test_memory_that_is_left_over_says_what_it_is_good_for(
+    profiles: dict[str, ModelProfile],
+) -> None:
+    placement = place(_host(24 * GIB), _one(profiles, "llama-8b"), Wish())
+    (line,) = [reason for reason in placement.reasons if "memory is left" in reason]
+    ctx = int(line.split(" tokens")[0].rsplit(" ", 1)[1])
+    assert ctx > 8192
+    slots = placement.settings.slots
+    asked = place(_host(24 * GIB), _one(profiles, "llama-8b"), Wish(num_ctx=ctx, slots=slots))
+    assert asked.settings.num_ctx == ctx
+    wish = Wish(num_ctx=ctx + 2048, slots=slots, kv_type="f16")
+    with pytest.raises(DoesNotFitError):
+        place(_host(24 * GIB), _one(profiles, "llama-8b"), wish)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 20, 33, 999])
@@ -324,6 +468,9 @@ _WISHES = st.builds(
     num_gpu=st.none() | st.integers(-1, 60),
     num_batch=st.none() | st.integers(1, 4096),
 )
+
+
+_MARGINS = st.builds(Margin, excess_share=st.floats(0, 0.25), runs=st.integers(0, 9))
 
 
 def _try(
@@ -396,3 +543,114 @@ def test_saved_prompts_get_only_what_is_left_over(profiles: dict[str, ModelProfi
     assert roomy.estimate.total_bytes() == plain.estimate.total_bytes() + 4 * GIB
     assert tight.settings.num_ctx == plain.settings.num_ctx
     assert tight.settings.saved_bytes == 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    machine=_MACHINES,
+    wish=_WISHES,
+    name=st.sampled_from(["demo", *FAMILIES]),
+    margin=_MARGINS,
+    wrong=st.floats(-0.05, 0.05),
+)
+def test_plan_holds_when_the_prediction_is_wrong_by_what_its_margin_allows(  # noqa: PLR0917
+    machine: Machine,
+    wish: Wish,
+    name: str,
+    margin: Margin,
+    wrong: float,
+    profiles: dict[str, ModelProfile],
+) -> None:
+    """Needs off by up to 5 %, machines measured 5 % off: a plan stays within what there is."""
+    candidates = [Candidate(variant=name, profile=profiles[name], margin=margin)]
+    memory = machine.memory
+    moved = replace(
+        machine,
+        memory=replace(memory, available_bytes=int(memory.available_bytes * (1 - abs(wrong)))),
+        gpus=tuple(
+            replace(gpu, free_bytes=int(gpu.free_bytes * (1 - abs(wrong)))) for gpu in machine.gpus
+        ),
+    )
+    for one in (machine, moved):
+        plan = _try(one, candidates, wish, {})
+        if isinstance(plan, str):
+            assert "short" in plan or "expected" in plan or "cannot keep" in plan
+            continue
+        for pool in plan.estimate.pools:
+            need = plan.estimate.total_bytes(pool)
+            assert need + margin_bytes(pool, need, margin) <= plan.budgets[pool]
+        held = plan.estimate.total_bytes(HOST) * (1 + wrong)
+        if wrong <= margin.excess_share + 0.01:
+            assert held <= plan.budgets[HOST]
+        assert held <= one.memory.available_bytes, "the reserve covers the rest"
+
+
+_SETTINGS = st.builds(
+    EngineSettings,
+    num_ctx=st.integers(1, 64).map(lambda number: 512 * number),
+    slots=st.integers(1, 8),
+    spare_sequences=st.integers(0, 8),
+    kv_type=st.sampled_from(["f16", "q8_0"]),
+    num_gpu=st.integers(0, 60),
+    num_batch=st.just(2048),
+    num_ubatch=st.sampled_from([64, 128, 256, 512, 1024, 2048]),
+    repack=st.booleans(),
+    cpu_experts=st.integers(0, 4),
+    unified=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    first=_SETTINGS,
+    change=st.sampled_from(["num_ctx", "slots", "num_ubatch", "spare_sequences"]),
+    name=st.sampled_from(["demo", *FAMILIES]),
+)
+def test_need_never_shrinks_with_context_slots_or_micro_batch(
+    first: EngineSettings, change: str, name: str, profiles: dict[str, ModelProfile]
+) -> None:
+    """Every pool needs at least as much; a cache that is precise enough needs no less either."""
+    profile = profiles[name]
+    repacked = repacked_types(Cpu(features=("avx2",)))
+    more = replace(first, **{change: min(2048, 2 * getattr(first, change)) + (change == "slots")})
+    if change == "num_ctx":
+        more = replace(first, num_ctx=2 * first.num_ctx)
+    before, after = (estimate(profile, one, repacked=repacked) for one in (first, more))
+    for pool in {*before.pools, *after.pools}:
+        assert after.total_bytes(pool) >= before.total_bytes(pool)
+    coarse = estimate(profile, replace(first, kv_type="q8_0"), repacked=repacked)
+    precise = estimate(profile, replace(first, kv_type="f16"), repacked=repacked)
+    assert coarse.term_bytes(KV_CACHE) <= precise.term_bytes(KV_CACHE)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    machine=_MACHINES,
+    wish=_WISHES,
+    names=st.lists(st.sampled_from(["demo", *FAMILIES]), min_size=1, max_size=3, unique=True),
+    margin=_MARGINS,
+    reserved=st.integers(0, 4 * GIB),
+)
+def test_every_decision_replays_byte_for_byte(  # noqa: PLR0917 - drawn by name
+    machine: Machine,
+    wish: Wish,
+    names: list[str],
+    margin: Margin,
+    reserved: int,
+    profiles: dict[str, ModelProfile],
+) -> None:
+    """A plan or an explained refusal, and the record of it gives the same bytes again."""
+    question = Question(
+        machine=machine,
+        candidates=tuple(
+            Candidate(variant=name, profile=profiles[name], margin=margin) for name in names
+        ),
+        wish=wish,
+        reserved_bytes={HOST: reserved},
+    )
+    record = record_of(question)
+    again = replayed(record)
+    assert again.same
+    assert record_of(again.question) == record
+    if not again.answer["fits"]:
+        assert again.answer["message"]
