@@ -277,7 +277,7 @@ def _install(
             names=[entry.name for entry in receipt.installed],
             approved_by=sorted(who.approved),
         )
-        write_receipt(site.store.paths.receipts, receipt)
+        write_receipt(site.store.paths.receipts, receipt, site.device)
         # Last of all: a crash before this makes the next import of the bundle say it all again.
         save_policy(site.store.paths.trust, after)
         writer.counted()

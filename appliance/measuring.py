@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from appliance.config import Config
+from appliance.device import device_key
 from appliance.journal import timestamp
 from appliance.layout import Paths
 from appliance.site import Site
@@ -25,9 +26,15 @@ def version() -> str:
 
 
 def this_site(config: Config) -> Site:
-    """Where an import would happen, measured now."""
+    """Where an import would happen, measured now.
+
+    Raises:
+        StoreError: the device key is there, and cannot be used.
+    """
+    store = Store(Paths(config.store.path))
     return Site(
-        store=Store(Paths(config.store.path)),
+        store=store,
+        device=device_key(store.paths),
         config=config,
         machine=this_machine(config.store.path),
         now=timestamp(time.time()),

@@ -1,21 +1,32 @@
 """Receipts: one JSON document per import that changed something, chained by digest.
 
 A receipt says what came in, by whose signature, and from which bundle; it holds no prompts, no
-host names and no paths, so that a reviewer can let it leave the site.
+host names and no paths, so that a reviewer can let it leave the site. With a device key it is
+signed, and leaves as an envelope and a page (`carry_out`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import store_io
+from appliance.errors import RequestError, StoreCorruptError, store_io
 from bundler.format import fsio
 from bundler.format.digest import Digest
+from bundler.format.errors import BundleError, MediumError, MissingBlobError
+from bundler.format.keys import SigningKey
+from bundler.format.receipt import (
+    MAX_RECEIPT_BYTES,
+    SUFFIX,
+    read_receipt,
+    sign_receipt,
+    transcript,
+)
 
 _NAME = re.compile(r"([0-9]{6,})\.json")
 
@@ -119,8 +130,8 @@ def last_receipt(directory: Path) -> tuple[int, str]:
         return newest, str(Digest.of(_path(directory, newest).read_bytes()))
 
 
-def write_receipt(directory: Path, receipt: Receipt) -> Path:
-    """Write a receipt under its number; the caller holds the store's lock.
+def write_receipt(directory: Path, receipt: Receipt, key: SigningKey | None = None) -> Path:
+    """Write a receipt under its number, and its signature beside it; the caller holds the lock.
 
     Raises:
         NoSpaceError: the file system is full.
@@ -130,7 +141,105 @@ def write_receipt(directory: Path, receipt: Receipt) -> Path:
     with store_io("write the receipt"):
         data = json.dumps(receipt.to_json(), indent=1).encode() + b"\n"
         fsio.atomic_write(path, data, mode=0o644)
+        if key is not None:
+            fsio.atomic_write(_signed(directory, receipt.number), sign_receipt(data, key))
     return path
+
+
+def _signed(directory: Path, number: int) -> Path:
+    return directory / f"{number:06d}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptReceipt:
+    """A receipt of this site.
+
+    Attributes:
+        data: its file, and ``envelope`` the signed form, empty where there was no device key.
+        members: its fields.
+    """
+
+    number: int
+    data: bytes
+    envelope: bytes
+    members: Mapping[str, Any]
+
+    def transcript(self, site: str) -> str:
+        """The page for people."""
+        return transcript(self.members, Digest.of(self.data), site=site)
+
+
+def kept_receipts(directory: Path) -> tuple[KeptReceipt, ...]:
+    """Every receipt, the oldest first.
+
+    Raises:
+        StoreAccessError: they cannot be read.
+        StoreCorruptError: one is none.
+    """
+    with store_io("read the receipts"):
+        names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+    numbers = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    return tuple(read_kept(directory, number) for number in numbers)
+
+
+def read_kept(directory: Path, number: int) -> KeptReceipt:
+    """One receipt.
+
+    Raises:
+        RequestError: there is none of that number.
+        StoreAccessError: it cannot be read.
+        StoreCorruptError: it is none.
+    """
+    signed = b""
+    with store_io("read a receipt"):
+        try:
+            data = fsio.read_bounded(_path(directory, number), max_bytes=MAX_RECEIPT_BYTES)
+        except MissingBlobError as error:
+            raise RequestError(
+                f"receipt {number}: expected one of this number, found none",
+                hint="see: satchel receipts list",
+            ) from error
+        with contextlib.suppress(MissingBlobError):
+            signed = fsio.read_bounded(_signed(directory, number), max_bytes=2 * MAX_RECEIPT_BYTES)
+    try:
+        members = read_receipt(sign_receipt(data, None)).members
+    except BundleError as error:
+        raise StoreCorruptError(f"receipt {number}: {error}") from error
+    return KeptReceipt(number=number, data=data, envelope=signed, members=members)
+
+
+def carry_out(receipts: Iterable[KeptReceipt], medium: Path, site: str) -> tuple[Path, ...]:
+    """Write receipts to a medium: ``receipts/<site>/<number>`` as an envelope and as a page.
+
+    Args:
+        receipts: which.
+        medium: an existing directory.
+        site: the site's name, or empty.
+
+    Returns:
+        The files, envelopes and pages in turn; an unsigned receipt travels in an empty envelope.
+
+    Raises:
+        MediumError: the medium is not there, or cannot be written.
+        NoSpaceError: it is full.
+    """
+    if not medium.is_dir():
+        raise MediumError(
+            f"{medium}: expected a directory, found none", hint="is the stick mounted there?"
+        )
+    folder = medium / "receipts" / (site or "site")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fsio.raise_io(error, folder)
+    written = []
+    for one in receipts:
+        envelope = _signed(folder, one.number)
+        page = folder / f"{one.number:06d}.txt"
+        fsio.atomic_write(envelope, one.envelope or sign_receipt(one.data, None))
+        fsio.atomic_write(page, one.transcript(site).encode())
+        written += [envelope, page]
+    return tuple(written)
 
 
 def _path(directory: Path, number: int) -> Path:

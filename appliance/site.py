@@ -10,6 +10,7 @@ from appliance.admission import Admitted
 from appliance.choice import Choice, Wanted
 from appliance.config import Config
 from appliance.store import Store
+from bundler.format.keys import SigningKey
 from hwprobe.machine import Machine
 
 
@@ -49,6 +50,7 @@ class Site:
         machine: what the models must fit.
         now: wall time, RFC 3339 in UTC.
         version: of this release.
+        device: the key that signs receipts, if there is one.
     """
 
     store: Store
@@ -56,6 +58,7 @@ class Site:
     machine: Machine
     now: str
     version: str
+    device: SigningKey | None = None
 
 
 class Observer(Protocol):

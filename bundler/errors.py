@@ -6,6 +6,7 @@ BundleError              1
 ├── ForeignLayoutError   1  a GGUF file in a layout that llama.cpp does not load
 ├── BundleExistsError    1  another bundle has this channel and sequence number
 ├── SignaturesError      1  signatures that were made elsewhere are not of this bundle
+├── ReceiptRefusedError 11  a site's receipts are not signed by its device, or have gaps
 └── QuantizeError        1  the engine's child process crashed or refused
 """
 
@@ -32,6 +33,12 @@ class BundleExistsError(BundleError):
 
 class SignaturesError(BundleError):
     """Signatures that were made elsewhere are not of this bundle, or there are none."""
+
+
+class ReceiptRefusedError(BundleError):
+    """Receipts are not signed by the site's device, do not follow each other, or are too few."""
+
+    exit_code = 11
 
 
 class QuantizeError(BundleError):

@@ -54,6 +54,7 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
         "so that an update carries only the others.",
         "device": "Show the public half of the key "
         "that signs this machine's receipts and inventories.",
+        "receipts": "What each import did: list the receipts, show one as a page, carry them out.",
     },
     "scrub": {"scrub": "Hash every file of the store again, only when CPU and disk are idle."},
     "site": {

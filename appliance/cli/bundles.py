@@ -18,14 +18,15 @@ from appliance.cli.frame import (
 )
 from appliance.cli.screen import Screen
 from appliance.cli.updates import report
-from appliance.errors import RequestError
+from appliance.errors import AppError, RequestError
 from appliance.importer import import_bundle
 from appliance.measuring import this_site
 from appliance.policyfile import load_policy
-from appliance.receipt import Receipt
+from appliance.receipt import Receipt, carry_out, last_receipt, read_kept
 from appliance.site import Request, Site
 from appliance.updating import Updated, check_update, update_trust
 from appliance.verify import Report, verify_bundle
+from bundler.format.errors import BundleError
 from bundler.format.volume import UpdateDirectory, find_update, has_bundles
 from hwprobe.quantity import Bytes
 
@@ -100,6 +101,10 @@ def import_command(
     all_: AllOption = False,
     allow_rollback: RollbackOption = "",
     allow_channel: ChannelOption = "",
+    receipt_to: Annotated[
+        Path | None,
+        typer.Option("--receipt", metavar="DIR", help="Write the receipt to this medium, too."),
+    ] = None,
     skip_acceptance: Annotated[
         bool,
         typer.Option("--skip-acceptance", help="Do not try the model before it gets its name."),
@@ -124,10 +129,25 @@ def import_command(
         return
     with Screen(site.machine, quiet=json_) as screen:
         receipt = import_bundle(request, site, screen)
+    if receipt_to is not None:
+        _carry_out(receipt, receipt_to, site)
     if json_:
         print_json(receipt.to_json())
     else:
         print_receipt(receipt)
+
+
+def _carry_out(receipt: Receipt, medium: Path, site: Site) -> None:
+    """Write the receipt to a medium; where that fails the import is no less done."""
+    directory = site.store.paths.receipts
+    number = receipt.number or last_receipt(directory)[0]
+    try:
+        written = carry_out([read_kept(directory, number)], medium, site.config.trust.site)
+    except (AppError, BundleError) as error:
+        typer.echo(f"satchel: warning: receipt {number:06d} is kept here only: {error}", err=True)
+        return
+    for path in written:
+        typer.echo(f"receipt written to {path}", err=True)
 
 
 def _followed(media: list[Path], site: Site) -> Updated | None:

@@ -1,4 +1,4 @@
-"""``satchel inventory`` and ``satchel device``: what this site says about itself."""
+"""``satchel inventory``, ``device`` and ``receipts``: what this site says about itself."""
 
 from __future__ import annotations
 
@@ -22,16 +22,25 @@ from appliance.cli.screen import Screen
 from appliance.device import device_key, make_device_key
 from appliance.errors import RequestError
 from appliance.measuring import this_site
+from appliance.receipt import carry_out, kept_receipts, read_kept
 from appliance.stocktaking import take_stock
 from bundler.format import fsio
 from bundler.format.inventory import Inventory, write_inventory
 from bundler.format.keys import PublicKey
+
+receipts_app = typer.Typer(
+    help="What each import did: list the receipts, show one as a page, carry them out.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+NumberArgument = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the receipt.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command("inventory")(inventory_command)
     app.command("device")(device_command)
+    app.add_typer(receipts_app, name="receipts")
 
 
 def inventory_command(
@@ -107,3 +116,62 @@ def device_command(
     for line in ("# satchel device key", f"# key id {key.key_id}", f"# words  {key.words()}"):
         typer.echo(line)
     typer.echo(key.text())
+
+
+@receipts_app.command("list")
+def receipts_list(
+    *,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the receipts, the oldest first."""
+    found = kept_receipts(open_store(load_config(config, store)).paths.receipts)
+    if json_:
+        listed = [{**one.members, "signed": bool(one.envelope)} for one in found]
+        print_json({"receipts": listed})
+        return
+    for one in found:
+        names = ", ".join(entry["name"] for entry in one.members["installed"])
+        bundle = f"{one.members['channel']} {one.members['seq']}"
+        signed = "signed" if one.envelope else "not signed"
+        line = f"{one.number:06d}  {one.members['at']}  {bundle:<16}  {signed:<10}  {names}"
+        typer.echo(human.printable(line))
+
+
+@receipts_app.command("show")
+def receipts_show(
+    number: NumberArgument,
+    *,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show a receipt as a page."""
+    loaded = load_config(config, store)
+    one = read_kept(open_store(loaded).paths.receipts, number)
+    if json_:
+        print_json({**one.members, "signed": bool(one.envelope)})
+        return
+    typer.echo(one.transcript(loaded.trust.site), nl=False)
+
+
+@receipts_app.command("copy")
+def receipts_copy(
+    medium: Annotated[Path, typer.Argument(metavar="DIR", help="The medium; it must be there.")],
+    *,
+    number: Annotated[
+        list[int] | None, typer.Option("--number", metavar="N", help="Only this one; repeatable.")
+    ] = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write receipts to a medium, each as a signed envelope and as a page."""
+    loaded = load_config(config, store)
+    directory = open_store(loaded).paths.receipts
+    if number:
+        chosen = tuple(read_kept(directory, one) for one in number)
+    else:
+        chosen = kept_receipts(directory)
+    for path in carry_out(chosen, medium, loaded.trust.site):
+        typer.echo(str(path))

@@ -38,6 +38,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "repair": ("repairs", "Pack only the chunks that a site asks for."),
     "contents": ("signatures", "List what a bundle says it holds. Nothing is verified."),
+    "receipt": ("receipts", "Check receipts that came back from a site."),
     "root": (
         "roots",
         "Say who may sign for which channel, and change it in a way sites can follow.",

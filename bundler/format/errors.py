@@ -15,6 +15,7 @@ BundleError                    1
 │   │   ├── ChunkIndexError   10  … of a chunk index
 │   │   ├── InventoryError    10  … of a site's inventory
 │   │   ├── RepairRequestError 10  … of a repair request
+│   │   ├── ReceiptError      10  … of a receipt
 │   │   └── AcceptanceError   10  … of acceptance checks
 │   ├── PaperError            10  scanned or typed texts are not those that were printed
 │   ├── UnsupportedError      10  well formed, but needs a newer release
@@ -143,6 +144,12 @@ class UpdateError(FieldError):
 
 class PaperError(FormatError):
     """Texts that were scanned or typed do not belong together, or one of them is wrong."""
+
+
+class ReceiptError(FieldError):
+    """A field of a receipt is wrong."""
+
+    what = "malformed receipt"
 
 
 class AcceptanceError(FieldError):

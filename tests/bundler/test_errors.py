@@ -36,7 +36,7 @@ def test_every_error_of_the_format_is_reached_by_a_test() -> None:
     """A refusal nobody tests is one nobody noticed going missing."""
     texts = "".join(
         path.read_text()
-        for folder in ("bundler", "vectors")
+        for folder in ("bundler", "vectors", "appliance")
         for path in (ROOT / "tests" / folder).rglob("*")
         if path.suffix in (".py", ".json") and path != Path(__file__)
     )
