@@ -32,23 +32,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ("hwprobe", "bundler", "appliance", "server", "tests", "docs", "requirements")
 FORMAT = (
-    "carried", "chain", "chunks", "closure", "digest", "envelope", "index", "keys", "name", "root",
-    "statement", "strict", "volume",
+    "carried", "chain", "chunks", "closure", "consent", "digest", "envelope", "index", "keys", "name", "paper", "root",
+    "statement", "strict", "update", "volume",
 )  # fmt: skip
-APPLIANCE = ("admission", "copying", "gate", "importer", "policyfile", "trust")
+APPLIANCE = (
+    "admission", "approving", "copying", "gate", "importer", "intake", "local", "permits",
+    "policyfile", "trust", "updating", "waiting",
+)  # fmt: skip
 TARGETS = (
     *(f"bundler/format/{name}.py" for name in FORMAT),
     *(f"appliance/{name}.py" for name in APPLIANCE),
 )
 TESTS = (
-    "bundler/test_chunks.py", "bundler/test_detached.py", "bundler/test_digest.py",
-    "bundler/test_envelope.py", "bundler/test_index.py", "bundler/test_keys.py",
-    "bundler/test_name.py", "bundler/test_root.py", "bundler/test_root_cli.py",
+    "bundler/test_bounds.py", "bundler/test_chunks.py", "bundler/test_consent.py",
+    "bundler/test_detached.py", "bundler/test_digest.py", "bundler/test_envelope.py",
+    "bundler/test_index.py", "bundler/test_keys.py", "bundler/test_name.py",
+    "bundler/test_paper.py", "bundler/test_root.py", "bundler/test_root_cli.py",
     "bundler/test_root_vectors.py", "bundler/test_statement.py", "bundler/test_storing.py",
     "bundler/test_strict.py", "bundler/test_vectors.py", "bundler/test_volume.py",
-    "appliance/test_errors.py", "appliance/test_import_refusals.py", "appliance/test_importer.py",
-    "appliance/test_roots.py", "appliance/test_store.py", "appliance/test_trust.py",
-    "appliance/test_trust_path.py", "security",
+    "appliance/test_approvals.py", "appliance/test_delta.py", "appliance/test_errors.py",
+    "appliance/test_import_refusals.py", "appliance/test_importer.py",
+    "appliance/test_permits.py", "appliance/test_roots.py", "appliance/test_store.py",
+    "appliance/test_trust.py", "appliance/test_trust_path.py", "appliance/test_updates.py",
+    "security",
 )  # fmt: skip
 CHECKS = re.compile(r"_?(check|verify|refuse|require)\w*")
 BOUNDS = {
@@ -113,8 +119,15 @@ import os
 import satchel_switch
 
 
+took = {}
+
+
 def pytest_runtest_logstart(nodeid):
     satchel_switch.test = nodeid
+
+
+def pytest_runtest_logreport(report):
+    took[report.nodeid] = took.get(report.nodeid, 0) + report.duration
 
 
 def pytest_sessionfinish():
@@ -122,6 +135,8 @@ def pytest_sessionfinish():
     for number, test in sorted(satchel_switch.seen):
         if test:
             found.setdefault(number, []).append(test)
+    for tests in found.values():
+        tests.sort(key=took.get)  # the quick ones first
     with open(os.environ["SATCHEL_SEEN"], "w") as file:
         json.dump(found, file)
 '''
