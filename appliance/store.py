@@ -132,6 +132,9 @@ class StoreWriter:
             for directory in self._paths.directories():
                 for temporary in directory.glob(_TEMPORARY):
                     temporary.unlink(missing_ok=True)
+            for temporary in self._paths.previous.rglob(_TEMPORARY):
+                temporary.unlink(missing_ok=True)
+        waiting.tidy(self._paths)
         tidy(self._paths)
         tidy_workplaces(self._paths)
         with store_io("read a manifest that was set aside"), contextlib.suppress(FileNotFoundError):

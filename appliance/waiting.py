@@ -228,6 +228,23 @@ def forget(paths: Paths, statement: Digest) -> None:
         fsio.fsync_dir(paths.waiting)
 
 
+def tidy(paths: Paths) -> None:
+    """Remove what a crash left of imports that were about to wait, or had just been carried out.
+
+    Raises:
+        StoreAccessError: it cannot be removed.
+    """
+    if not paths.waiting.is_dir():
+        return
+    with store_io("tidy what waits for approval"):
+        for directory in paths.waiting.iterdir():
+            if not (directory / ENVELOPE_NAME).is_file():
+                shutil.rmtree(directory)
+                continue
+            for temporary in directory.rglob(".*.part"):
+                temporary.unlink(missing_ok=True)
+
+
 def needed(paths: Paths) -> frozenset[Digest]:
     """Every file that an import which waits will refer to: these blobs are not unused.
 

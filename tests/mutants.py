@@ -32,7 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ("hwprobe", "bundler", "appliance", "server", "tests", "docs", "requirements")
 FORMAT = (
-    "carried", "chain", "chunks", "closure", "consent", "digest", "envelope", "index", "keys", "name", "paper", "root",
+    "carried", "chain", "chunks", "closure", "consent", "digest", "envelope", "index", "keys",
+    "name", "paper", "root",
     "statement", "strict", "update", "volume",
 )  # fmt: skip
 APPLIANCE = (

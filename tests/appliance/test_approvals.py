@@ -228,6 +228,20 @@ def test_what_waits_and_is_damaged_is_said(strict: Desk) -> None:
     assert standings(strict.site) == ()
 
 
+def test_what_a_crash_left_of_a_waiting_import_goes(strict: Desk) -> None:
+    stage(strict)
+    (one,) = standings(strict.site)
+    (one.waiting.path / "approvals" / ".x.part").write_bytes(b"half")
+    half = strict.store.paths.waiting / ("0" * 64)
+    half.mkdir()
+    (half / "asked.json").write_bytes(b"{}")
+    with strict.store.writing():
+        pass
+    assert not half.exists()
+    assert list(one.waiting.path.rglob("*.part")) == []
+    assert len(standings(strict.site)) == 1
+
+
 def test_a_root_names_approvers_for_every_site(desk: Desk) -> None:
     keys = tuple(sorted((*make_root().keys, ALICE.public_key), key=lambda key: key.key_id))
     roles = {**make_root().roles, "approver": role(ALICE, threshold=1)}
