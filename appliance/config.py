@@ -25,6 +25,7 @@ from appliance.settings import (
     UNSUPPORTED_ENV,
     Setting,
 )
+from appliance.values import anchored, paths
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
 
@@ -255,7 +256,7 @@ def _take_file(path: Path, raw: dict[str, tuple[Any, str]], models: dict[str, Mo
         for key, value in content.items():
             if f"{table}.{key}" not in known:
                 raise _unknown(path, f"{table}.{key}", known, kind="key")
-            raw[f"{table}.{key}"] = (value, str(path))
+            raw[f"{table}.{key}"] = (value, str(path.absolute()))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -345,6 +346,15 @@ def _from_text(setting: Setting, name: str, text: str) -> Any:
 
 
 def _read(setting: Setting, value: Any, source: str) -> Any:
+    """The value, or an error that names the source.
+
+    A relative path in a file is relative to the file; typed or in the environment it is relative
+    to where the command runs.
+    """
+    if setting.is_path:
+        below = Path(source).parent if source.startswith("/") else Path()
+        several = setting.read is paths and isinstance(value, str)
+        value = anchored(value.split(",") if several else value, below.absolute())
     try:
         return setting.read(value)
     except ValueError as error:

@@ -45,6 +45,11 @@ class Setting:
         """``table.key``."""
         return f"{self.table}.{self.key}"
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the value is a path or several, which may be relative."""
+        return self.read in {values.path, values.optional_path, values.paths}
+
 
 OUTPUT_FORMATS = (
     "plain",

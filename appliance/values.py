@@ -66,15 +66,31 @@ def host(value: Any) -> str:
 
 
 def path(value: Any) -> Path:
-    """An absolute path."""
+    """A path; `anchored` has made it absolute."""
     written = text(value)
     if not written.startswith("/"):
-        raise ValueError(f"expected an absolute path, found {value!r}")
+        raise ValueError(f"expected a path, found {value!r}")
     return Path(written)
 
 
+def anchored(value: Any, below: Path) -> Any:
+    """A value for `path`, `optional_path` or `paths`, with relative paths made absolute.
+
+    ``~`` means somebody's home to a shell, and nothing here: it is left, and so refused.
+
+    Args:
+        value: a text or a list of texts; anything else is left as it is.
+        below: where relative paths begin.
+    """
+    if isinstance(value, list | tuple):
+        return [anchored(part, below) for part in value]
+    if not isinstance(value, str) or not value.strip() or value.strip().startswith(("/", "~")):
+        return value
+    return str(below / value.strip())
+
+
 def optional_path(value: Any) -> Path | None:
-    """An absolute path; empty for none."""
+    """A path; empty for none."""
     return None if value == "" else path(value)
 
 
@@ -117,7 +133,7 @@ def texts(value: Any) -> tuple[str, ...]:
 
 
 def paths(value: Any) -> tuple[Path, ...]:
-    """A list of absolute paths, likewise."""
+    """A list of paths, likewise."""
     return tuple(path(part) for part in texts(value))
 
 

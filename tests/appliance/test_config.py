@@ -47,7 +47,7 @@ def test_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> No
         ("[server]\nlog_requests = 1\n", "server.log_requests"),
         ("[server]\ngo_template = 'sometimes'\n", "server.go_template"),
         ("[server]\norigins = [1]\n", "server.origins"),
-        ("[store]\npath = 'relative'\n", "store.path"),
+        ("[store]\npath = '~/relative'\n", "store.path"),
         ("[store]\nreserve = 'plenty'\n", "store.reserve"),
         ("[store]\nreserve = -1\n", "store.reserve"),
         ("[trust]\nexpired = 'ignore'\n", "trust.expired"),
@@ -206,6 +206,49 @@ def documented(heading: str) -> dict[str, tuple[str, str]]:
     section = DOCUMENT.read_text().split(f"## `{heading}`\n", 1)[1].split("\n## ", 1)[0]
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]*) \| ([^|]*) \|", section, re.MULTILINE)
     return {key: (default.strip(), env.strip()) for key, default, env in rows}
+
+
+def test_paths_in_a_file_begin_where_the_file_is(tmp_path: Path) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    file = folder / "satchel.toml"
+    file.write_text(
+        '[store]\npath = "models"\n[server]\napi_keys_file = "keys"\nadmin_socket = ""\n'
+        '[exchange]\nsources = ["../media", "/mnt"]\n'
+    )
+    drop_in = folder / "satchel.toml.d" / "a.toml"
+    drop_in.parent.mkdir()
+    drop_in.write_text('[exchange]\nexport = "out"\n')
+    config = Config.load(file=file)
+    assert config.store.path == folder / "models"
+    assert config.server.api_keys_file == folder / "keys"
+    assert config.server.admin_socket is None
+    assert config.exchange.sources == (folder / "../media", Path("/mnt"))
+    assert config.exchange.export == drop_in.parent / "out"
+
+
+def test_paths_of_the_environment_begin_where_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {
+        "SATCHEL_API_KEYS_FILE": "keys",
+        "SATCHEL_SOURCES": "media, /mnt",
+        "SATCHEL_EXPORT": "a,b",
+        "OLLAMA_MODELS": "./models",
+    }
+    config = Config.load(environ=environ)
+    assert config.server.api_keys_file == tmp_path / "keys"
+    assert config.exchange.sources == (tmp_path / "media", Path("/mnt"))
+    assert config.exchange.export == tmp_path / "a,b"
+    assert config.store.path == tmp_path / "models"
+
+
+@pytest.mark.parametrize("text", ["~/keys", "~root/keys"])
+def test_the_shells_home_is_no_path(tmp_path: Path, text: str) -> None:
+    file = written(tmp_path, f'[server]\napi_keys_file = "{text}"\n')
+    with pytest.raises(ConfigError, match="api_keys_file: expected a path, found '~"):
+        Config.load(file=file)
 
 
 @pytest.mark.parametrize("table", ["store", "trust", "server", "exchange", "limits", "cache"])
