@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install uninstall test test-js soak mutants torture lint bench format requirements clean
+.PHONY: help demo install uninstall test test-js soak squeeze mutants torture lint bench format requirements clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -83,6 +83,9 @@ test-js: .venv/ready-for-tests tests/clients-js/node_modules/.ready ## the JavaS
 
 soak: .venv/ready-for-tests ## 50 loads and 10,000 requests against a real server; 1 if it grows (minutes)
 	timeout 1800 $(BIN)/python -P tests/soak.py
+
+squeeze: .venv/ready-for-tests ## fill every slot in a memory limit of the plan and 3 %; 1 if it is not enough (minutes)
+	timeout 1800 $(BIN)/python -m bench.squeeze
 
 mutants: .venv/ready-for-tests ## delete each verification of bundles in turn; 1 if no test notices (an hour)
 	PYTHONPATH=. $(BIN)/python -P tests/mutants.py
