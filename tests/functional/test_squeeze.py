@@ -35,7 +35,7 @@ def test_runner_that_is_given_too_little_is_told_apart_from_one_that_works(
     with squeeze.group() as possible:
         limits = possible is not None
     if limits:
-        with pytest.raises(ServerError, match="SIGKILL|memory|allocate"):
+        with pytest.raises(ServerError, match=r"SIGKILL|memory|allocate"):
             squeeze.squeeze(DEMO, settings)
     else:
         found = squeeze.squeeze(DEMO, settings)
