@@ -5,6 +5,7 @@ Rules:
    the caller's thread hashes the plain bytes in order, so the whole file's digest is known when
    the last chunk is;
  * memory is a fixed number of slots, whatever the size of the file;
+ * what was read or written leaves no pages in memory that others could use better;
  * every 256 MiB the data is flushed and a marker says what is there; after a kill that part is
    read back from the disk, checked again, and only the rest is read from the medium;
  * a bad chunk is read three times, then from every other copy, before it is given up; the chunks
@@ -23,6 +24,7 @@ from appliance.errors import store_io
 from appliance.reading import Source, plain_chunks
 from appliance.rebuilding import rebuild
 from appliance.staging import Progress, StagedFile
+from bundler.format import fsio
 from bundler.format.digest import Digest
 from bundler.format.errors import BundleError, DamagedError, MediumError
 
@@ -101,5 +103,6 @@ def file_digest(path: Path, *, progress: Progress) -> Digest:
     with store_io("read a blob"), path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             hasher.update(buffer[:count])
+            fsio.pass_over(file.fileno(), file.tell() - count, count)
             progress(count)
     return Digest(hasher.hexdigest())

@@ -15,6 +15,7 @@ from pathlib import Path
 from appliance.errors import AppError, LocalObjectMissingError, store_io
 from appliance.reading import Source
 from appliance.site import Observer
+from bundler.format import fsio
 from bundler.format.index import ChunkRecord, Codec
 from bundler.format.manifest import BlobRef, Manifest
 
@@ -95,6 +96,7 @@ def _check_chunks(
                     f"was made against; the chunk at {record.plain_off} would be copied from it",
                     hint="the installed file is damaged: satchel scrub; or ask for a full bundle",
                 )
+            fsio.pass_over(file.fileno(), record.source_off, got)
             if observer is not None:
                 observer.advances(record.plain_len)
 

@@ -89,6 +89,8 @@ class _Segments:
 
 def _close(file: io.FileIO | BundleError) -> None:
     if isinstance(file, io.FileIO):
+        # The kernel keeps pages in runs, of which those at the edges of a chunk stayed.
+        fsio.pass_over(file.fileno(), 0, 0)
         file.close()
 
 
@@ -236,6 +238,7 @@ def _read_local(record: ChunkRecord, slot: _Slot, descriptor: int) -> memoryview
     view = memoryview(slot.local)[: record.plain_len]
     with store_io("read a file the bundle copies from"):
         count = os.preadv(descriptor, [view], record.source_off)
+    fsio.pass_over(descriptor, record.source_off, count)
     return view[:count]
 
 
@@ -266,7 +269,7 @@ def _read_chunk(record: ChunkRecord, slot: _Slot, file: io.FileIO, local: memory
         try:
             stored = memoryview(slot.stored)[: record.stored_len]
             fill(file, stored, record.seg_off)
-            return slot.decoder.decode(record, stored, local)
+            plain = slot.decoder.decode(record, stored, local)
         except OSError as error:
             if not left:
                 reason = (error.strerror or "unknown error").lower()
@@ -277,6 +280,9 @@ def _read_chunk(record: ChunkRecord, slot: _Slot, file: io.FileIO, local: memory
         except DamagedError:
             if not left:
                 raise
+        else:
+            fsio.pass_over(file.fileno(), record.seg_off, record.stored_len)
+            return plain
         with contextlib.suppress(OSError):
             fsio.drop_cache(file.fileno())
     raise AssertionError("unreachable: the last try returns or raises")

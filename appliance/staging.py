@@ -101,6 +101,7 @@ class StagedFile:
         """
         with store_io("flush a staged file"):
             os.fdatasync(self.descriptor)
+            fsio.pass_over(self.descriptor, 0, 0)
             done = (place for place, is_done in enumerate(self._done) if is_done)
             record = {"index": str(self._index_digest), "done": list(ranges(done))}
             fsio.atomic_write(marker_of(self._path), json.dumps(record).encode(), mode=0o600)

@@ -4,7 +4,7 @@ Rules:
  * every file is read to its end and hashed by chunks, cut as a packer cuts it; what is damaged
    matches nothing, so it costs size and never correctness;
  * digests, sizes and counters only: no names, no prompts, nothing about who uses what;
- * memory is one buffer, whatever the size of a file.
+ * memory is one buffer, whatever the size of a file, and what was read leaves no pages behind.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from appliance.admission import known_policy
 from appliance.errors import RequestError, StoreCorruptError, store_io
 from appliance.model import parse_image
 from appliance.site import Observer, Site
+from bundler.format import fsio
 from bundler.format.cutting import Cut, cut_gguf
 from bundler.format.digest import Descriptor
 from bundler.format.errors import BundleError
@@ -121,4 +122,5 @@ def _hashed(path: Path, cuts: Sequence[Cut], observer: Observer) -> Iterator[tup
                     hint="check the store: satchel scrub",
                 )
             yield cut.size_bytes, hashlib.sha256(view).digest()
+            fsio.pass_over(file.fileno(), cut.start, cut.size_bytes)
             observer.advances(cut.size_bytes)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from appliance.errors import AppError, RequestError
+from appliance.idle import become_idle
 from bundler.format.errors import BundleError, printable
 from hwprobe.completion import ASK, SHELLS, answer, script
 from hwprobe.errors import DoesNotFitError, GgufError, ProbeError, io_sentence
@@ -223,8 +224,14 @@ def _sentence(text: str) -> str:
     return text[:1].lower() + text[1:].rstrip(".")
 
 
+_IN_THE_BACKGROUND = ("import", "verify", "inventory")
+"""Verbs that read and write gigabytes beside a server that answers."""
+
+
 def main() -> None:
     """Entry point."""
+    if any(verb in _IN_THE_BACKGROUND for verb in sys.argv[1:2]):
+        become_idle()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -16,6 +16,7 @@ from appliance.config import Config
 from appliance.creating import Workshop, create
 from appliance.creation import CreateRequest
 from appliance.errors import AppError, ModelMissingError
+from appliance.idle import become_idle
 from appliance.job import JobRequest, failure
 from appliance.journal import timestamp
 from appliance.layout import Paths
@@ -52,6 +53,7 @@ def _run(request: JobRequest) -> None:
         case "create":
             _create(CreateRequest.from_json(request.body), config)
         case "pull":
+            become_idle()  # answers come first
             pull(str(request.body["model"]), this_site(config), _tell)
         case "push":
             store = Store(Paths(config.store.path))

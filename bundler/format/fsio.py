@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -229,6 +230,16 @@ def read_bounded(path: Path | str, *, max_bytes: int, dir_fd: int | None = None)
 def drop_cache(fd: int) -> None:
     """Forget a file's cached pages, so that the next read comes from the medium."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def pass_over(fd: int, offset: int, size_bytes: int) -> None:
+    """Leave no pages behind of what was read, or written and flushed.
+
+    Who reads a file once would otherwise push out of memory what others use all the time. Pages
+    that some process has mapped stay: those of a model that is being served.
+    """
+    with contextlib.suppress(OSError):  # a file system that knows no advice
+        os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def raise_io(error: OSError, path: Path) -> NoReturn:
