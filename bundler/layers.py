@@ -18,7 +18,7 @@ def model_layers(
     """Layers of a Modelfile, and of what was given beside it.
 
     Args:
-        modelfile: FROM is not looked at: the weights are given otherwise.
+        modelfile: FROM, ADAPTER and DRAFT are not looked at: large files are given otherwise.
         template: replaces the Modelfile's.
         licences: texts that follow the Modelfile's.
 
@@ -26,8 +26,6 @@ def model_layers(
         PackError: the Modelfile asks for something a bundle does not carry yet.
     """
     unsupported = {
-        "ADAPTER": modelfile.adapters,
-        "DRAFT": modelfile.drafts,
         "RENDERER": modelfile.renderer,
         "PARSER": modelfile.parser,
     }

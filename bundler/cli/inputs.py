@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -82,6 +83,19 @@ def read_modelfile(path: Path | None) -> Modelfile:
     for name in deprecated(text):
         warn(f"parameter {name} is deprecated")
     return parse(text, require_from=False)
+
+
+def beside(modelfile: Path | None, values: Sequence[str]) -> Path | None:
+    """The file or directory that ADAPTER or DRAFT names; as in Ollama the last one counts.
+
+    A relative path begins where the Modelfile is.
+    """
+    if modelfile is None or not values:
+        return None
+    try:
+        return modelfile.absolute().parent / Path(values[-1]).expanduser()
+    except RuntimeError as error:
+        raise PackError(f"{modelfile}: {values[-1]!r}: there is no such user") from error
 
 
 def read_text(path: Path) -> str:

@@ -115,3 +115,23 @@ def test_an_adapter_s_directory_is_packed_with_its_model(
     assert run([*pack, "--adapter", "lora"]) == 0
     (variant,) = open_envelope(tmp_path / "stick").manifest.models[0].variants
     assert len(variant.adapters) == 1
+    again = ["pack", "../tiny.gguf", "--name", "demo", "--key", "../release.key", "--out", "out"]
+    assert [str(one) for one in adapters_by_modelfile(tmp_path, monkeypatch, again)] == [
+        str(one) for one in variant.adapters
+    ]
+    assert run([*again, "--modelfile", "Missing"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def adapters_by_modelfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: list[str]
+) -> tuple[Any, ...]:
+    """The same adapter, named in a Modelfile: its path begins where that lies."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "out").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    (tmp_path / "Modelfile").write_text("FROM tiny.gguf\nADAPTER gone\nADAPTER ./lora\n")
+    (elsewhere / "Missing").write_text("FROM tiny.gguf\nADAPTER ./nowhere\n")
+    assert run([*pack, "--modelfile", "../Modelfile"]) == 0
+    (variant,) = open_envelope(elsewhere / "out").manifest.models[0].variants
+    return variant.adapters
