@@ -7,7 +7,10 @@ Rules:
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -200,15 +203,13 @@ def read_back(directory: Path, files: Mapping[Digest, int], advance: Advance) ->
         DamagedError: the medium does not give back what was written to it.
         MediumError: it cannot be read.
     """
-    buffer = memoryview(bytearray(_READ_BYTES))
     for digest, size_bytes in files.items():
         with open_regular(directory / digest.hex, size_bytes=size_bytes) as file:
             found = hashlib.sha256()
             try:
-                drop_cache(file.fileno())
-                while got := file.readinto(buffer):
-                    found.update(buffer[:got])
-                    advance(got)
+                for view in uncached(file.fileno(), _READ_BYTES):
+                    found.update(view)
+                    advance(len(view))
             except OSError as error:
                 raise_io(error, directory / digest.hex)
         if found.hexdigest() != digest.hex:
@@ -216,3 +217,51 @@ def read_back(directory: Path, files: Mapping[Digest, int], advance: Advance) ->
                 f"{digest}: the medium does not give back what was written to it",
                 hint="the medium is faulty or counterfeit; use another one",
             )
+
+
+def uncached(descriptor: int, block_bytes: int) -> Iterator[memoryview]:
+    """A file's bytes from its medium, not from the page cache.
+
+    Past the cache where the file system can do that, else after its pages were dropped.
+
+    Args:
+        descriptor: open for reading, at its beginning.
+        block_bytes: most bytes at a time, a multiple of the page size.
+
+    Yields:
+        Views that are valid until the next step.
+
+    Raises:
+        OSError: as the system says it.
+    """
+    drop_cache(descriptor)
+    offset = 0
+    buffer = memoryview(mmap.mmap(-1, block_bytes))  # begins on a page, as direct reads need
+    _set_direct(descriptor, direct=True)
+    while True:
+        try:
+            got = os.preadv(descriptor, [buffer], offset)
+        except OSError as error:
+            # Some file systems take the flag and refuse the read.
+            if error.errno != errno.EINVAL or not _set_direct(descriptor, direct=False):
+                raise
+            continue
+        if not got:
+            return
+        yield buffer[:got]
+        offset += got
+        if got % mmap.PAGESIZE:
+            _set_direct(descriptor, direct=False)  # the rest does not begin on a page
+
+
+def _set_direct(descriptor: int, *, direct: bool) -> bool:
+    """Switch direct reading on or off; returns whether that changed anything."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    wanted = flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT
+    if wanted == flags:
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, wanted)
+    except OSError:
+        return False
+    return True

@@ -31,6 +31,14 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
         "signatures",
         "Let a site take an older bundle, once; for keys of the root's role rollback.",
     ),
+    "plan": (
+        "planning",
+        "Say how large a bundle gets, on how many volumes, and how long it takes; write nothing.",
+    ),
+    "prove": (
+        "planning",
+        "Fill a medium's free space, read it back, and empty it again: is it as large as it says?",
+    ),
     "copy": ("copies", "Copy a bundle, or one volume of it, to a medium, and read it back."),
     "publish": (
         "publishing",

@@ -12,6 +12,7 @@ from bundler.cli.inputs import check_medium
 from bundler.copying import copy_bundle
 from bundler.errors import PackError
 from bundler.format.volume import find_bundles
+from bundler.proving import prove_capacity
 from bundler.screen import screen_progress
 from hwprobe.quantity import Bytes
 
@@ -25,6 +26,12 @@ def copy(
     bundle: Annotated[Path, typer.Argument(help="Medium, volume or bundle directory.")],
     *,
     out: Annotated[Path, typer.Option(help="Root of the medium to write to; must exist.")],
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove-capacity", help="First fill the medium and read it back (takes long)."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy a bundle, or one volume of it, to a medium, and read it back."""
@@ -35,6 +42,8 @@ def copy(
             f"{bundle}: expected one bundle, found {len(found)}",
             hint=f"name one of them: {found[-1].path}",
         )
+    if prove:
+        prove_capacity(out, screen_progress())
     copied = copy_bundle(found[0], out, screen_progress())
     if as_json:
         print_json(

@@ -22,6 +22,7 @@ from bundler.layers import model_layers
 from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
 from bundler.plan import PackRequest, check_request, make_plan, plan_lines
+from bundler.proving import prove_capacity
 from bundler.removable import is_removable
 from bundler.screen import screen_progress
 from bundler.sequence import remember, with_sequence
@@ -167,6 +168,12 @@ def pack(
             "[default: for volumes and removable media]"
         ),
     ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove-capacity", help="First fill the medium and read it back (takes long)."
+        ),
+    ] = False,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
@@ -214,6 +221,8 @@ def pack(
         threads=threads,
     )
     check_request(request)
+    if prove:
+        prove_capacity(out, screen_progress())
     with tempfile.TemporaryDirectory(prefix="satchel-source-", dir=work) as made:
         stores = (store,) if store else default_stores(os.environ, Path.home())
         access = Access(
