@@ -119,4 +119,4 @@ def _profile(model: InstalledModel) -> ModelProfile:
 
 def _projector(model: InstalledModel) -> Path | None:
     first = model.projectors[0] if model.projectors else None
-    return first if first is not None and can_see(first, model.model_path) else None
+    return first if first is not None and can_see(first) else None

@@ -20,8 +20,8 @@ Why: a PNG of 16 bits and four channels is held packed out twice, at 8 bytes a p
 """
 _LARGEST_SIDE = 1024
 """Pixels a side that are counted for a projector of dynamic resolution at least."""
-_MROPE_KEY = "rope.dimension_sections"
-"""Models with it count the positions of images in two dimensions."""
+_VISION_TYPE_KEY = "clip.vision.projector_type"
+_COUNTS_IMAGES = "hunyuanvl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +70,15 @@ def check_projector(projector: GgufHeader, model: GgufHeader) -> None:
         )
 
 
-def sees(projector: GgufHeader, model: GgufHeader) -> bool:
-    """Whether this engine's server can show images to the model.
+def sees(projector: GgufHeader) -> bool:
+    """Whether this engine's server can show images through it.
 
-    Models whose positions have sections (M-RoPE: Qwen-VL, GLM-V and others) are served for text.
+    HunyuanVL's positions count the images of a prompt, which nothing here knows of one image.
     """
     if projector.metadata.get("clip.has_vision_encoder") is not True:
         return False
-    architecture = model.string("general.architecture", "")
-    return f"{architecture}.{_MROPE_KEY}" not in model.metadata
+    kinds = (projector.string(key, "") for key in ("clip.projector_type", _VISION_TYPE_KEY))
+    return _COUNTS_IMAGES not in kinds
 
 
 def projected(profile: ModelProfile, projector: GgufHeader) -> ModelProfile:

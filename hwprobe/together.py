@@ -39,10 +39,10 @@ def profile_together(
 
 
 @functools.lru_cache(maxsize=256)
-def can_see(projector: Path, model_path: Path) -> bool:
-    """Whether this engine's server shows images to a model; cached as above.
+def can_see(projector: Path) -> bool:
+    """Whether this engine's server shows images through it; cached as above.
 
     Raises:
         GgufError, OSError: a file is not usable.
     """
-    return sees(read_header(projector), read_header(model_path))
+    return sees(read_header(projector))

@@ -117,7 +117,7 @@ class ServedModel:
         if not self.installed.projectors or self.traits.embeds:
             return None
         first = self.installed.projectors[0]
-        return first if can_see(first, self.installed.model_path) else None
+        return first if can_see(first) else None
 
     @property
     def ranks(self) -> bool:
@@ -226,7 +226,7 @@ def served(
     try:
         traits = _traits(model.model_path)
         for path in model.projectors[:1]:
-            _ = can_see(path, model.model_path)
+            _ = can_see(path)
         _ = model.profile  # read now, so that what uses it need not expect a damaged file
     except GgufError as error:
         raise LoadFailedError(f"{model.name.short()}: {error}") from error

@@ -12,6 +12,12 @@ import numpy.typing as npt
 from server.runner.lastwords import MisuseError
 from server.runner.native import LIB
 
+GRID_SECTIONS = 4
+"""Positions of a row with M-RoPE: time, row, column, and one that no served model uses.
+
+Source: llama.h; a batch of rows has them section by section.
+"""
+
 
 class Batch:
     """Tokens for one decode call, in arrays of our own that the engine reads in place.
@@ -28,6 +34,7 @@ class Batch:
         self.outputs = 0
         self._tokens = np.zeros(capacity, np.int32)
         self._positions = np.zeros(capacity, np.int32)
+        self._grid = np.zeros(GRID_SECTIONS * capacity, np.int32)
         self._sequences = np.zeros(capacity, np.int32)
         self._outputs = np.zeros(capacity, np.int8)
         self._counts = np.ones(capacity, np.int32)
@@ -36,9 +43,11 @@ class Batch:
         self._pointers = first + 4 * np.arange(capacity, dtype=np.uint64)
         self.native = LIB.llama_batch()
         self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+        self._position_pointer = _pointer(self._positions, ctypes.c_int32)
+        self._grid_pointer = _pointer(self._grid, ctypes.c_int32)
         self._rows: npt.NDArray[np.float32] | None = None
         self.native.token = self._token_pointer
-        self.native.pos = _pointer(self._positions, ctypes.c_int32)
+        self.native.pos = self._position_pointer
         self.native.n_seq_id = _pointer(self._counts, ctypes.c_int32)
         self.native.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
         self.native.logits = _pointer(self._outputs, ctypes.c_int8)
@@ -50,6 +59,7 @@ class Batch:
             self._rows = None
             self.native.embd = None
             self.native.token = self._token_pointer
+            self.native.pos = self._position_pointer
 
     def add(self, tokens: Sequence[int], *, position: int, sequence: int, output: int) -> None:
         """Append consecutive tokens of one sequence; the last ``output`` of them get logits.
@@ -74,9 +84,18 @@ class Batch:
         self.native.n_tokens = end
 
     def put_rows(
-        self, rows: npt.NDArray[np.float32], *, position: int, sequence: int, output: bool
+        self,
+        rows: npt.NDArray[np.float32],
+        *,
+        position: int,
+        sequence: int,
+        output: bool,
+        grid: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        """Make rows of one picture, float32[n, n_embd], the whole batch instead of tokens."""
+        """Make rows of one picture, float32[n, n_embd], the whole batch instead of tokens.
+
+        ``grid``, int32[4, n], are their positions where a row has several, as with M-RoPE.
+        """
         self.clear()
         count = len(rows)
         if not 0 < count <= self.capacity:
@@ -85,6 +104,11 @@ class Batch:
         self.native.embd = _pointer(self._rows, ctypes.c_float)
         self.native.token = None
         self._positions[:count] = np.arange(position, position + count)
+        if grid is not None:
+            if grid.shape != (GRID_SECTIONS, count):
+                raise MisuseError(f"batch: expected 4 positions for {count} rows: {grid.shape}")
+            self._grid[: grid.size] = grid.ravel()
+            self.native.pos = self._grid_pointer
         self._sequences[:count] = sequence
         self._outputs[:count] = 0
         self._outputs[count - 1] = output

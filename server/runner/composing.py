@@ -141,6 +141,7 @@ class Composer:
 
     def _of_one_kind(self, tokens: list[int], begin: int, count: int) -> int:
         """How many of the next places are planned, if so many may be."""
-        if self._limits.whole_pictures and is_place(tokens[begin]):
+        at_once = self._limits.whole_pictures and not self._limits.parted_pictures
+        if at_once and is_place(tokens[begin]):
             return stretch(tokens, begin, len(tokens)) - begin
         return stretch(tokens, begin, begin + count) - begin

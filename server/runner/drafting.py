@@ -69,7 +69,7 @@ class DraftEngine(Protocol):
     def logits(self, output: int) -> Row:
         """The logits of the ``output``-th asked-for token."""
 
-    def remove(self, sequence: int, start: int, end: int = -1) -> bool:
+    def remove(self, sequence: int, start: int) -> bool:
         """Forget positions."""
 
     def share(self, source: int, target: int, end: int) -> None:

@@ -24,8 +24,9 @@ from server.runner.lastwords import MisuseError
 from server.runner.loading import has_state, load_adapters, load_model, open_context, refused
 from server.runner.native import LIB, LOG, QUICK
 from server.runner.pace import TILE_ROWS
+from server.runner.positions import Positions
 from server.runner.shape import Shape
-from server.runner.sight import Rows, Sight, row_length
+from server.runner.sight import Picture, Sight, row_length
 from server.runner.vocabulary import Vocabulary
 
 Row = npt.NDArray[np.float32]
@@ -71,6 +72,7 @@ class Engine:
         self._context: Any = None
         self.sight: Sight | None = None
         self._readable = 0
+        self._positions = Positions()
         check_room(model_path, settings)
         LIB.llama_backend_init()
         try:
@@ -131,11 +133,44 @@ class Engine:
             self._readable = outputs
         return answer
 
-    def decode_rows(self, rows: Rows, *, position: int, sequence: int, output: bool) -> int:
-        """Compute rows of a picture in place of tokens; answers as `decode` does."""
+    def position(self, sequence: int, place: int) -> int:
+        """Where a place of a sequence stands; see `positions`."""
+        return self._positions.at(sequence, place)
+
+    def decode_picture(
+        self, picture: Picture, *, first: int, count: int, place: int, sequence: int, output: bool
+    ) -> int:
+        """Compute rows of a picture in place of tokens; answers as `decode` does.
+
+        Args:
+            picture: of which.
+            first: of these rows.
+            count: of them.
+            place: of the first in the sequence.
+            sequence: where they belong.
+            output: the last one's logits are wanted.
+
+        Raises:
+            EngineRefusedError: the engine could not compute the picture.
+        """
         self._check(sequence)
-        self.batch.put_rows(rows, position=position, sequence=sequence, output=output)
-        if self.sight is None or self.sight.causal:
+        sight, end = self.sight, first + count
+        if sight is None or not 0 <= first < end <= picture.count:
+            raise MisuseError(f"picture: expected a projector and rows, found {first} to {end}")
+        rows = sight.rows(picture)[first:end]
+        begin = place - first
+        position = self.position(sequence, begin)
+        grid = picture.grid(position)[:, first:end] if sight.grid else None
+        self.batch.put_rows(
+            rows, position=position + first, sequence=sequence, output=output, grid=grid
+        )
+        answer = self._decode_seen(causal=sight.causal)
+        if sight.grid and answer == OK and end == picture.count:
+            self._positions.show(sequence, begin, rows=end, positions=picture.positions)
+        return answer
+
+    def _decode_seen(self, *, causal: bool) -> int:
+        if causal:
             return self.decode()
         LIB.llama_set_causal_attn(self._context, False)
         try:
@@ -208,6 +243,7 @@ class Engine:
 
     def forget(self) -> None:
         """Empty the cache, if the model has one."""
+        self._positions.clear()
         if self._memory:
             LIB.llama_memory_clear(self._memory, False)
 
@@ -228,29 +264,35 @@ class Engine:
         """Take `abort` back."""
         self._abort_flag[0] = b"\0"
 
-    def remove(self, sequence: int, start: int, end: int = -1) -> bool:
-        """Forget positions ``start`` to ``end`` (-1: all after); False if the model cannot."""
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget all places from ``start`` on; False if the model cannot."""
         self._check(sequence)
-        return bool(LIB.llama_memory_seq_rm(self._memory, sequence, start, end))
+        self._positions.cut(sequence, start)
+        return self._remove(sequence, self.position(sequence, start), -1)
 
     def share(self, source: int, target: int, end: int) -> None:
-        """Let ``target`` have the first ``end`` positions of ``source`` without copying cells."""
+        """Let ``target`` have the first ``end`` places of ``source`` without copying cells."""
         self._check(source)
         self._check(target)
-        LIB.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        self._positions.copy(source, target, end)
+        LIB.llama_memory_seq_cp(self._memory, source, target, 0, self.position(source, end))
 
     def slide(self, sequence: int, start: int, end: int) -> None:
-        """Forget positions ``start`` to ``end`` and close the gap."""
+        """Forget places ``start`` to ``end`` and close the gap; not where pictures shift it."""
         self._check(sequence)
         if not self.shape.can_shift:
             raise MisuseError("slide: this model's positions cannot be moved")
-        self.remove(sequence, start, end)
+        self._remove(sequence, start, end)
         LIB.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
 
     def last_position(self, sequence: int) -> int:
-        """Highest position of a sequence; -1 when it is empty."""
+        """Highest place of a sequence; -1 when it is empty."""
         self._check(sequence)
-        return int(LIB.llama_memory_seq_pos_max(self._memory, sequence))
+        last = int(LIB.llama_memory_seq_pos_max(self._memory, sequence))
+        return self._positions.place(sequence, last)
+
+    def _remove(self, sequence: int, start: int, end: int) -> bool:
+        return bool(LIB.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def state_bytes(self, sequence: int) -> int:
         """Bytes that `save_state` will write for a sequence."""
@@ -258,8 +300,13 @@ class Engine:
         return int(LIB.llama_state_seq_get_size_ext(self._context, sequence, 0))
 
     def save_state(self, sequence: int, target: Bytes) -> bool:
-        """Write a sequence's state into all of ``target``, uint8; False if the engine did not."""
+        """Write a sequence's state into all of ``target``, uint8; False if the engine did not.
+
+        Nor does it where pictures take fewer positions than rows: the state does not tell.
+        """
         self._check(sequence)
+        if self._positions.holds(sequence):
+            return False
         pointer = target.ctypes.data_as(_BYTES)
         count = LIB.llama_state_seq_get_data_ext(self._context, pointer, target.size, sequence, 0)
         return 0 < int(count) == target.size
@@ -270,6 +317,7 @@ class Engine:
         The state carries no sign of its model: it must come from an equal engine.
         """
         self._check(sequence)
+        self._positions.cut(sequence, 0)
         pointer = source.ctypes.data_as(_BYTES)
         count = LIB.llama_state_seq_set_data_ext(self._context, pointer, source.size, sequence, 0)
         if 0 < int(count) == source.size:
@@ -277,13 +325,13 @@ class Engine:
         LIB.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False
 
-    def can_resume(self, sequence: int, position: int) -> bool:
-        """Whether decoding may go on at ``position`` as if all before it were still there."""
+    def can_resume(self, sequence: int, place: int) -> bool:
+        """Whether decoding may go on at ``place`` as if all before it were still there."""
         self._check(sequence)
         if not self.shape.divisible:
-            return self.last_position(sequence) + 1 == position
+            return self.last_position(sequence) + 1 == place
         first = int(LIB.llama_memory_seq_pos_min(self._memory, sequence))
-        return first <= max(0, position - self.shape.window_tokens)
+        return first <= max(0, self.position(sequence, place) - self.shape.window_tokens)
 
     def close(self) -> None:
         """Free projector, context and model; may be called twice."""
@@ -313,7 +361,8 @@ class Engine:
             trained_tokens=int(LIB.llama_model_n_ctx_train(self._model)),
             saved_bytes=settings.saved_bytes,
             step_tokens=min(self.batch.capacity, int(LIB.llama_n_ubatch(self._context))),
-            whole_pictures=self.sight is not None and not self.sight.causal,
+            whole_pictures=self.sight is not None and (self.sight.grid or not self.sight.causal),
+            parted_pictures=self.sight is not None and self.sight.causal,
             tile_rows=0 if settings.num_gpu else TILE_ROWS,
         )
 

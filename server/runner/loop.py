@@ -98,6 +98,7 @@ class Loop:
                 can_slide=shape.can_shift,
                 checkpoints=not shape.divisible or shape.window_tokens > 0,
                 whole_pictures=shape.whole_pictures,
+                parted_pictures=shape.parted_pictures,
                 tile_rows=shape.tile_rows,
             ),
             saved=SavedStates(shape.saved_bytes),
@@ -253,7 +254,10 @@ class Loop:
         batch.clear()
         for chunk in chunks:
             batch.add(
-                chunk.tokens, position=chunk.start, sequence=chunk.sequence, output=chunk.outputs
+                chunk.tokens,
+                position=self._engine.position(chunk.sequence, chunk.start),
+                sequence=chunk.sequence,
+                output=chunk.outputs,
             )
         return self._engine.decode()
 
@@ -263,13 +267,12 @@ class Loop:
         Raises:
             EngineRefusedError: the engine could not compute the picture.
         """
-        sight, first = self._engine.sight, chunk.tokens[0]
-        assert sight is not None
-        rows = sight.rows(self._pictures[chunk.id][key_of(first)])
-        begin = row_of(first)
-        return self._engine.decode_rows(
-            rows[begin : begin + len(chunk.tokens)],
-            position=chunk.start,
+        first = chunk.tokens[0]
+        return self._engine.decode_picture(
+            self._pictures[chunk.id][key_of(first)],
+            first=row_of(first),
+            count=len(chunk.tokens),
+            place=chunk.start,
             sequence=chunk.sequence,
             output=chunk.output,
         )

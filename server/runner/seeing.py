@@ -37,7 +37,7 @@ def put_images(tokens: Sequence[int], seen: Sequence[Seen], shape: Shape) -> tup
     Raises:
         EngineRefusedError: it names an image that is not there, or one is larger than a step.
     """
-    if shape.whole_pictures:
+    if shape.whole_pictures and not shape.parted_pictures:
         most = max((one.count for image in seen for one in image.pictures), default=0)
         if most > shape.step_tokens:
             raise EngineRefusedError(

@@ -23,8 +23,10 @@ class Shape:
         ranks: what it makes of a text is a score, not a vector.
         trained_tokens: context the model was trained on; encoders have no position beyond it.
         saved_bytes: memory for states that leave the cache.
-        step_tokens: most tokens that are computed at once.
-        whole_pictures: the rows of a picture see each other, so all are computed at once.
+        step_tokens: most rows of a picture in a step.
+        whole_pictures: nothing is cut or shared inside a picture: its rows see each other, or
+            take one position together.
+        parted_pictures: all the same, its rows may be computed in several steps.
         tile_rows: attention works in tiles of so many rows; 0 if it does not.
     """
 
@@ -43,6 +45,7 @@ class Shape:
     saved_bytes: int = 0
     step_tokens: int = 0
     whole_pictures: bool = False
+    parted_pictures: bool = False
     tile_rows: int = 0
 
     @property

@@ -30,6 +30,10 @@ PROBE_SIDE = 512
 """Pixels of the picture that is computed once at load: it shows that the projector works, and how
 long it takes. Why: models of one size scale it up, others cut it into few pieces."""
 
+MOST_ROWS = (1024 // 28) ** 2
+"""Of one picture, where the projector keeps its size. Why: as many as the plan has memory for, a
+picture of 1024 by 1024 pixels with patches of 14 pixels of which four make a row."""
+
 
 class Picture:
     """One picture, or a piece of one, as the projector wants it. Freed with its last reference.
@@ -37,6 +41,7 @@ class Picture:
     Attributes:
         key: what it is known by, see `server.runner.pictures`.
         count: rows it becomes.
+        positions: how far what follows stands behind its beginning, with M-RoPE.
     """
 
     def __init__(self, chunk: Any, key: int) -> None:
@@ -44,7 +49,15 @@ class Picture:
         self.chunk = chunk
         self.key = key
         self.count = int(MTMD.mtmd_input_chunk_get_n_tokens(chunk))
+        self.positions = int(MTMD.mtmd_input_chunk_get_n_pos(chunk))
         weakref.finalize(self, MTMD.mtmd_input_chunk_free, chunk).atexit = False
+
+    def grid(self, position: int) -> npt.NDArray[np.int32]:
+        """Positions of the rows with M-RoPE, from this one on: int32[4, count], see `batch`."""
+        tokens = MTMD.mtmd_input_chunk_get_tokens_image(self.chunk)
+        place_of = MTMD.mtmd_image_tokens_get_decoder_pos
+        each = (place_of(tokens, position, row) for row in range(self.count))
+        return np.array([[at.t, at.y, at.x, at.z] for at in each], np.int32).T.copy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,7 @@ class Sight:
 
     Attributes:
         causal: rows of a picture see only those before them, so it may be computed in parts.
+        grid: a row has several positions, as with M-RoPE.
         picture_s: seconds that computing one took after the load.
     """
 
@@ -85,6 +99,7 @@ class Sight:
         params.print_timings = False
         params.n_threads = threads
         params.flash_attn_type = LIB.LLAMA_FLASH_ATTN_TYPE_ENABLED  # the estimate counts on it
+        params.image_max_tokens = MOST_ROWS  # of projectors that keep a picture's own size
         params.warmup = True  # reserves the memory now, so that it is told with the load
         LOG.last_errors()
         self._context = MTMD.mtmd_init_from_file(str(path).encode(), model, params)
@@ -92,6 +107,7 @@ class Sight:
             raise _refused("the engine could not load the projector")
         try:
             self.causal = True
+            self.grid = bool(MTMD.mtmd_decode_use_mrope(self._context))
             self._check()
             self._probe()
         except BaseException:
@@ -140,8 +156,6 @@ class Sight:
     def _check(self) -> None:
         if not MTMD.mtmd_support_vision(self._context):
             raise LoadFailedError("projector: expected one for images, found one for sound")
-        if MTMD.mtmd_decode_use_mrope(self._context):
-            raise LoadFailedError("projector: models with M-RoPE positions see no images here")
 
     def _probe(self) -> None:
         grey = bytes([128]) * (3 * PROBE_SIDE * PROBE_SIDE)
@@ -151,6 +165,8 @@ class Sight:
             raise _refused("the engine could not prepare a picture")
         first = seen.pictures[0]
         self.causal = not MTMD.mtmd_decode_use_non_causal(self._context, first.chunk)
+        if self.grid and (first.grid(1) - first.grid(0))[:3].min() < 1:
+            raise LoadFailedError("projector: pictures whose positions count from 0 are not served")
         begin_s = time.perf_counter()
         try:
             self.rows(first)

@@ -20,7 +20,8 @@ class Limits:
         can_slide: positions can be moved.
         checkpoints: a sequence cannot go on at every position of another: its prompt's end, and
             where prompts part, are kept in sequences of their own.
-        whole_pictures: all rows of a picture are computed in one step.
+        whole_pictures: nothing is cut or shared inside a picture, and it is computed in one step.
+        parted_pictures: it may be computed in several all the same.
         tile_rows: from so many rows on, attention works in tiles of them, see
             `server.runner.pace.TILE_ROWS`; 0 if it does not.
     """
@@ -35,6 +36,7 @@ class Limits:
     can_slide: bool = True
     checkpoints: bool = False
     whole_pictures: bool = False
+    parted_pictures: bool = False
     tile_rows: int = 0
 
     def final(self, work: Work) -> int:

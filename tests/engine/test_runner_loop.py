@@ -75,6 +75,9 @@ class Engine:
         self.cycle = SIZE
         self._fate = fate
 
+    def position(self, _sequence: int, place: int) -> int:
+        return place
+
     def decode(self) -> int:
         answer = self._fate(self.batch.parts)
         if answer in (OK, ABORTED):

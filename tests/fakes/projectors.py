@@ -1,6 +1,10 @@
-"""Projectors with random weights in LLaVA's form: a small vision transformer and two layers.
+"""Projectors with random weights: a small vision transformer and what brings it to the model.
 
-``write_projector(path, width=256)`` is one for a model of that width; `png` makes pictures.
+``write_projector(path, width=256)`` is one in LLaVA's form for a model of that width; with ``kind``
+it is in Qwen2-VL's, whose rows have several positions, or Gemma 3's, whose rows see each other.
+`png` makes pictures.
+
+Source of names and shapes: the engine's tools/mtmd/models, one file for each kind.
 """
 
 from __future__ import annotations
@@ -10,27 +14,39 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.fakes.gguf_writer import Tensor, write_gguf
 
 SIDE = 28
 PATCH = 14
 TOKENS = (SIDE // PATCH) ** 2
-"""Rows that a picture becomes."""
+"""Rows that a picture becomes in LLaVA's form."""
+GEMMA_SIDE = 112
+GEMMA_TOKENS = (GEMMA_SIDE // PATCH // 4) ** 2
+"""Rows that a picture becomes in Gemma 3's form."""
 
 _WIDTH = 32
 _HIDDEN = 64
 _BLOCKS = 2
 
 
+Kind = Literal["mlp", "qwen2vl_merger", "gemma3"]
+
+
 def write_projector(
-    path: Path, *, width: int = 256, seed: int = 1, metadata: dict[str, Any] | None = None
+    path: Path,
+    *,
+    kind: Kind = "mlp",
+    width: int = 256,
+    seed: int = 1,
+    metadata: dict[str, Any] | None = None,
 ) -> Path:
     """A projector whose rows differ with the picture.
 
     Args:
         path: the file.
+        kind: the engine's name of its form.
         width: embedding length of the model it is for.
         seed: of the weights.
         metadata: keys in place of, or beside, the usual ones.
@@ -52,16 +68,32 @@ def write_projector(
             Tensor(f"{name}.bias", (_WIDTH,), "F32", data=bytes(4 * _WIDTH)),
         ]
 
-    tensors = [
-        filled("v.class_embd", _WIDTH),
-        filled("v.patch_embd.weight", PATCH, PATCH, 3, _WIDTH, kind="F16"),
-        filled("v.position_embd.weight", _WIDTH, TOKENS + 1, kind="F16"),
-        *norm("v.pre_ln"),
-        filled("mm.0.weight", _WIDTH, width, kind="F16"),
-        filled("mm.0.bias", width),
-        filled("mm.2.weight", width, width, kind="F16"),
-        filled("mm.2.bias", width),
-    ]
+    patches = filled("v.patch_embd.weight", PATCH, PATCH, 3, _WIDTH, kind="F16")
+    match kind:
+        case "mlp":
+            tensors = [
+                filled("v.class_embd", _WIDTH),
+                patches,
+                filled("v.position_embd.weight", _WIDTH, TOKENS + 1, kind="F16"),
+                *norm("v.pre_ln"),
+                *_bridge(filled, _WIDTH, width, width),
+            ]
+        case "qwen2vl_merger":
+            tensors = [
+                patches,
+                filled("v.patch_embd.weight.1", PATCH, PATCH, 3, _WIDTH, kind="F16"),
+                *norm("v.post_ln"),
+                *_bridge(filled, 4 * _WIDTH, 4 * _WIDTH, width),
+            ]
+        case "gemma3":
+            tensors = [
+                patches,
+                filled("v.patch_embd.bias", _WIDTH),
+                filled("v.position_embd.weight", _WIDTH, (GEMMA_SIDE // PATCH) ** 2),
+                *norm("v.post_ln"),
+                filled("mm.input_projection.weight", width, _WIDTH),
+                *norm("mm.soft_emb_norm")[:1],
+            ]
     for block in range(_BLOCKS):
         at = f"v.blk.{block}"
         for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
@@ -77,9 +109,9 @@ def write_projector(
         "general.architecture": "clip",
         "general.file_type": 1,
         "clip.has_vision_encoder": True,
-        "clip.projector_type": "mlp",
+        "clip.projector_type": kind,
         "clip.use_gelu": True,
-        "clip.vision.image_size": SIDE,
+        "clip.vision.image_size": GEMMA_SIDE if kind == "gemma3" else SIDE,
         "clip.vision.patch_size": PATCH,
         "clip.vision.embedding_length": _WIDTH,
         "clip.vision.feed_forward_length": _HIDDEN,
@@ -91,6 +123,16 @@ def write_projector(
         "clip.vision.image_std": [0.5, 0.5, 0.5],
     }
     return write_gguf(path, {**keys, **(metadata or {})}, tensors)
+
+
+def _bridge(filled: Callable[..., Tensor], rows: int, inner: int, width: int) -> list[Tensor]:
+    """Two layers to the width of the model."""
+    return [
+        filled("mm.0.weight", rows, inner, kind="F16"),
+        filled("mm.0.bias", inner),
+        filled("mm.2.weight", inner, width, kind="F16"),
+        filled("mm.2.bias", width),
+    ]
 
 
 def png(

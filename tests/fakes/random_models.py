@@ -84,7 +84,9 @@ def _hybrid(at: str, index: int) -> Shapes:
 
 _BLOCKS: dict[str, tuple[str, int, str, Callable[[str, int], Shapes]]] = {
     "plain": ("llama", 2, "output_norm", _plain),
+    "sectioned": ("qwen2vl", 2, "output_norm", _plain),
     "windowed": ("gemma3", 6, "output_norm", _windowed),
+    "sighted": ("gemma3", 2, "output_norm", _windowed),
     "recurrent": ("mamba", 2, "output_norm", _recurrent),
     "hybrid": ("lfm2", 4, "token_embd_norm", _hybrid),
 }
@@ -99,6 +101,8 @@ def write_random(
     """Write a model of a kind of `_BLOCKS`; ``metadata`` are keys beside the usual ones."""
     architecture, blocks, last_norm, block = _BLOCKS[kind]
     shapes: Shapes = {"token_embd.weight": (WIDE, VOCABULARY), f"{last_norm}.weight": (WIDE,)}
+    if kind == "sighted":  # else each token follows itself, whatever was seen
+        shapes["output.weight"] = (WIDE, VOCABULARY)
     for index in range(blocks):
         shapes |= block(f"blk.{index}", index)
     rng = np.random.default_rng(seed)
@@ -127,6 +131,8 @@ def _metadata(architecture: str, blocks: int) -> dict[str, gguf.Value]:
         "ssm.state_size": 16,
         "ssm.time_step_rank": 4,
     }
+    if architecture == "qwen2vl":
+        own["rope.dimension_sections"] = [4, 6, 6, 0]
     if architecture == "gemma3":
         own["attention.sliding_window"] = WINDOW_TOKENS
         own["attention.key_length"] = own["attention.value_length"] = WIDE // HEADS

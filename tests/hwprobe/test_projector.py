@@ -15,7 +15,6 @@ from hwprobe.projector import (
     sees,
     vision_shape,
 )
-from tests.fakes.gguf_writer import write_tiny_llama
 from tests.fakes.projectors import PATCH, SIDE, write_projector
 
 OTHER_WIDTH = "projector: expected one for a model of width 256, found one for another (width 192)"
@@ -25,7 +24,7 @@ DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
 def test_one_for_the_model_is_taken(tmp_path: Path) -> None:
     projector, model = read_header(write_projector(tmp_path / "p.gguf")), read_header(DEMO)
     check_projector(projector, model)
-    assert sees(projector, model)
+    assert sees(projector)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +46,11 @@ def test_others_are_refused(
     assert str(caught.value) == text
 
 
-def test_models_with_positions_in_sections_are_served_for_text(tmp_path: Path) -> None:
-    projector = read_header(write_projector(tmp_path / "p.gguf"))
-    sections = {"llama.rope.dimension_sections": [16, 24, 24, 0]}
-    assert not sees(projector, read_header(write_tiny_llama(tmp_path / "m.gguf", **sections)))
+def test_projectors_see_but_for_those_that_count_images(tmp_path: Path) -> None:
+    assert sees(read_header(write_projector(tmp_path / "p.gguf", kind="qwen2vl_merger")))
+    for key in ("clip.projector_type", "clip.vision.projector_type"):
+        other = write_projector(tmp_path / "q.gguf", metadata={key: "hunyuanvl"})
+        assert not sees(read_header(other))
 
 
 def test_memory_is_added_once(tmp_path: Path) -> None:
