@@ -44,12 +44,17 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END = 0xDA, 0xD9
 
+_RIFF, _WEBP = b"RIFF", b"WEBP"
+_ANIMATED = 0x02
+"""A flag of the extended format. Source of all numbers: Google's WebP container specification and,
+for the headers inside, RFC 6386 and the specification of the lossless format."""
+
 _OTHERS = (
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
-    (b"RIFF", "WebP or another RIFF file"),
+    (b"RIFF", "another RIFF file than WebP"),
     (b"\0\0\0", "HEIC, AVIF or a video"),
     (b"%PDF", "PDF"),
     (b"<", "SVG or another text"),
@@ -68,8 +73,8 @@ def check_images(images: Sequence[bytes]) -> None:
     """Refuse what the engine should not see.
 
     Raises:
-        BadRequestError: there are too many images, or one is too large, of another kind than PNG
-            and JPEG, or broken. The message counts from 0.
+        BadRequestError: there are too many images, or one is too large, of another kind than PNG,
+            JPEG and WebP, or broken. The message counts from 0.
     """
     if len(images) > MOST_IMAGES:
         raise BadRequestError(f"images: expected at most {MOST_IMAGES}, found {len(images)}")
@@ -84,7 +89,7 @@ def check_images(images: Sequence[bytes]) -> None:
 
 
 def check_image(data: bytes) -> ImageSize:
-    """The size of a whole PNG or JPEG.
+    """The size of a whole PNG, JPEG or WebP.
 
     Raises:
         BadRequestError: it is none, too large, or broken.
@@ -93,8 +98,15 @@ def check_image(data: bytes) -> ImageSize:
         return _check_png(data)
     if data.startswith(b"\xff\xd8"):
         return _check_jpeg(data)
+    if is_webp(data):
+        return _check_webp(data)
     found = next((kind for magic, kind in _OTHERS if data.startswith(magic)), "other bytes")
-    raise BadRequestError(f"expected PNG or JPEG, found {found if data else 'nothing'}")
+    raise BadRequestError(f"expected PNG, JPEG or WebP, found {found if data else 'nothing'}")
+
+
+def is_webp(data: bytes) -> bool:
+    """Whether this is a WebP file."""
+    return data[:4] == _RIFF and data[8:12] == _WEBP
 
 
 def _checked(width: int, height: int) -> ImageSize:
@@ -210,3 +222,24 @@ def _jpeg_size(frame: bytes) -> ImageSize:
         raise BadRequestError("broken JPEG: it ends too early")
     height, width = struct.unpack(">HH", frame[1:5])
     return _checked(width, height)
+
+
+def _check_webp(data: bytes) -> ImageSize:
+    if len(data) < 8 + int.from_bytes(data[4:8], "little") or len(data) < 30:  # noqa: PLR2004 - the longest header
+        raise BadRequestError("broken WebP: it ends too early")
+    kind, body = data[12:16], data[20:30]
+    match kind:
+        case b"VP8 " if body[3:6] == b"\x9d\x01\x2a":
+            width, height = struct.unpack("<HH", body[6:10])
+            return _checked(width & 0x3FFF, height & 0x3FFF)
+        case b"VP8L" if body[0] == 0x2F:  # noqa: PLR2004 - its signature
+            sides = int.from_bytes(body[1:5], "little")
+            return _checked((sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1)
+        case b"VP8X" if body[0] & _ANIMATED:
+            raise BadRequestError("expected a still picture, found an animation")
+        case b"VP8X":
+            width = int.from_bytes(body[4:7], "little") + 1
+            height = int.from_bytes(body[7:10], "little") + 1
+            return _checked(width, height)
+        case _:
+            raise BadRequestError("broken WebP: it has no picture")

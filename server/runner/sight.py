@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llama_cpp import mtmd_cpp as _mtmd
 
 from server.errors import BadRequestError, EngineRefusedError, LoadFailedError
-from server.images import check_images
+from server.images import check_images, is_webp
 from server.runner.native import LIB, LOG, log_to
 from server.runner.pictures import picture_key, places
 
@@ -176,11 +176,23 @@ class Sight:
         self._held = None
 
     def _take(self, data: bytes, index: int) -> Seen:
+        if is_webp(data):
+            return self._take_webp(data, index)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         bitmap = MTMD.mtmd_helper_bitmap_init_from_buf(self._context, buffer, len(data), False)
         if not bitmap:
             raise EngineRefusedError(f"image {index}: broken: it cannot be decoded")
         return self._cut(bitmap, data)
+
+    def _take_webp(self, data: bytes, index: int) -> Seen:
+        from server.runner.webp import rgb_of  # noqa: PLC0415 - most runners never need it
+
+        try:
+            width, height, rgb = rgb_of(data)
+        except EngineRefusedError as refusal:
+            raise EngineRefusedError(f"image {index}: {refusal}") from refusal
+        pixels = (ctypes.c_uint8 * len(rgb)).from_buffer_copy(rgb)
+        return self._cut(MTMD.mtmd_bitmap_init(width, height, pixels), data)
 
     def _cut(self, bitmap: Any, data: bytes) -> Seen:
         """What an image becomes in a prompt; frees the bitmap."""

@@ -68,26 +68,28 @@ def write_projector(
             Tensor(f"{name}.bias", (_WIDTH,), "F32", data=bytes(4 * _WIDTH)),
         ]
 
-    patches = filled("v.patch_embd.weight", PATCH, PATCH, 3, _WIDTH, kind="F16")
+    def patches() -> Tensor:
+        return filled("v.patch_embd.weight", PATCH, PATCH, 3, _WIDTH, kind="F16")
+
     match kind:
         case "mlp":
             tensors = [
                 filled("v.class_embd", _WIDTH),
-                patches,
+                patches(),
                 filled("v.position_embd.weight", _WIDTH, TOKENS + 1, kind="F16"),
                 *norm("v.pre_ln"),
                 *_bridge(filled, _WIDTH, width, width),
             ]
         case "qwen2vl_merger":
             tensors = [
-                patches,
+                patches(),
                 filled("v.patch_embd.weight.1", PATCH, PATCH, 3, _WIDTH, kind="F16"),
                 *norm("v.post_ln"),
                 *_bridge(filled, 4 * _WIDTH, 4 * _WIDTH, width),
             ]
         case "gemma3":
             tensors = [
-                patches,
+                patches(),
                 filled("v.patch_embd.bias", _WIDTH),
                 filled("v.position_embd.weight", _WIDTH, (GEMMA_SIDE // PATCH) ** 2),
                 *norm("v.post_ln"),

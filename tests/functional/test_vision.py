@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import anthropic
 import ollama
 import openai
 import pytest
+from PIL import Image
 
+from appliance.cli import run
 from tests.fakes.projectors import SIDE, TOKENS, png, png_of, write_projector
 from tests.functional.live import LiveServer, put_model
 
@@ -178,10 +181,93 @@ def test_what_stands_for_images_is_shown_as_in_ollama_and_cannot_be_written(
     assert counts[1] == counts[0] + TOKENS
 
 
+def as_file(data: bytes, format_: str, **how: Any) -> bytes:
+    """A PNG in another format."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(file, format_, **how)
+    return file.getvalue()
+
+
+def said_of(server: LiveServer, data: bytes) -> tuple[str, float]:
+    """The answer to an image, and how sure its first word is."""
+    wish = {"model": "sees", "prompt": ASK, "options": GREEDY, "think": False, "logprobs": True}
+    status, answer = server.post("/api/generate", **wish, stream=False, images=[coded(data)])
+    assert status == 200, answer
+    return answer["response"], answer["logprobs"][0]["logprob"]
+
+
+def test_pixels_of_every_format_reach_the_model(server: LiveServer) -> None:
+    for picture in (RED, HALF):
+        text, sure = said_of(server, picture)
+        for exact in ({"lossless": True}, {"lossless": True, "exact": True, "method": 6}):
+            same, surely = said_of(server, as_file(picture, "WEBP", **exact))
+            assert (same, surely) == (text, pytest.approx(sure, abs=0.01))
+        clear = Image.open(io.BytesIO(picture)).convert("RGBA")
+        file = io.BytesIO()
+        clear.save(file, "WEBP", lossless=True)
+        assert said_of(server, file.getvalue())[0] == text
+        for format_, how in (
+            ("JPEG", {"quality": 100, "subsampling": 0}),
+            ("JPEG", {"quality": 100, "subsampling": 0, "progressive": True}),
+            ("WEBP", {"quality": 100}),
+        ):
+            near, nearly = said_of(server, as_file(picture, format_, **how))
+            assert near == text
+            assert nearly == pytest.approx(sure, abs=0.3)
+
+
+def test_broken_webp_costs_its_request_only(server: LiveServer) -> None:
+    whole = as_file(HALF, "WEBP", quality=100)
+    broken = whole[:60] + bytes(len(whole) - 60)
+    wish = {"model": "sees", "prompt": "x", "stream": False}
+    status, answer = server.post("/api/generate", **wish, images=[coded(broken)])
+    assert (status, answer) == (400, {"error": "image 0: broken: it cannot be decoded"})
+    assert said_of(server, whole)[0]
+
+
+def test_model_made_of_a_modelfile_sees_in_every_dialect(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(DEMO.read_bytes())
+    write_projector(tmp_path / "mmproj.gguf", seed=2)
+    (tmp_path / "Modelfile").write_text(
+        "FROM ./model.gguf\nFROM ./mmproj.gguf\nPARAMETER temperature 0\nPARAMETER num_predict 8\n"
+    )
+    host = f"127.0.0.1:{server.port}"
+    assert run(["create", "looks", "-f", str(tmp_path / "Modelfile"), "--host", host]) == 0
+    assert "vision" in server.post("/api/show", model="looks")[1]["capabilities"]
+
+    def native(data: bytes) -> str:
+        turn = {"role": "user", "content": ASK, "images": [coded(data)]}
+        body = {"model": "looks", "messages": [turn], "stream": False, "think": False}
+        told: str = server.post("/api/chat", **body)[1]["message"]["content"]
+        return told
+
+    def compatible(data: bytes) -> str:
+        image = {"type": "image_url", "image_url": {"url": data_url(data)}}
+        turn = {"role": "user", "content": [{"type": "text", "text": ASK}, image]}
+        body = {"model": "looks", "messages": [turn], "reasoning_effort": "none"}
+        (choice,) = server.post("/v1/chat/completions", **body)[1]["choices"]
+        return str(choice["message"]["content"])
+
+    def third(data: bytes) -> str:
+        source = {"type": "base64", "media_type": "image/png", "data": coded(data)}
+        blocks = [{"type": "image", "source": source}, {"type": "text", "text": ASK}]
+        turns = [{"role": "user", "content": blocks}]
+        body = {"model": "looks", "max_tokens": 8, "messages": turns}
+        found = server.post("/v1/messages", **body, thinking={"type": "disabled"})[1]["content"]
+        return "".join(block["text"] for block in found if block["type"] == "text")
+
+    for ask in (native, compatible, third):
+        assert ask(RED)
+        assert ask(RED) != ask(HALF)
+    assert native(RED) == compatible(RED)
+
+
 BROKEN = [
-    (b"", "image 0: expected PNG or JPEG, found nothing"),
-    (b"hello", "image 0: expected PNG or JPEG, found other bytes"),
-    (b"RIFF\x10\0\0\0WEBPVP8 ", "image 0: expected PNG or JPEG, found WebP or another RIFF file"),
+    (b"", "image 0: expected PNG, JPEG or WebP, found nothing"),
+    (b"hello", "image 0: expected PNG, JPEG or WebP, found other bytes"),
+    (b"RIFF\x10\0\0\0WEBPVP8 ", "image 0: broken WebP: it ends too early"),
     (RED[:-20], "image 0: broken PNG: it ends too early"),
     (png_of(28, 28, zlib.compress(bytes(100))),
      "image 0: broken PNG: its pixels are not as many as it says"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from server.errors import BadRequestError
 from server.images import MOST_SCANS, ImageSize, check_image, check_images
@@ -27,12 +30,20 @@ def jpeg(width: int = 8, height: int = 8, *, frame: int = 0xC0, scans: int = 1) 
 
 
 REFUSED = [
-    (b"", "expected PNG or JPEG, found nothing"),
-    (b"GIF89a", "expected PNG or JPEG, found GIF"),
-    (b"RIFF\0\0\0\0WEBP", "expected PNG or JPEG, found WebP or another RIFF file"),
-    (b"RIFF\0\0\0\0WAVE", "expected PNG or JPEG, found WebP or another RIFF file"),
-    (b"<svg/>", "expected PNG or JPEG, found SVG or another text"),
-    (b"ID3\4", "expected PNG or JPEG, found other bytes"),
+    (b"", "expected PNG, JPEG or WebP, found nothing"),
+    (b"GIF89a", "expected PNG, JPEG or WebP, found GIF"),
+    (b"RIFF\0\0\0\0WEBP", "broken WebP: it ends too early"),
+    (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(9), "broken WebP: it ends too early"),
+    (b"RIFF\x18\0\0\0WEBPVP8 " + bytes(40), "broken WebP: it has no picture"),
+    (b"RIFF\x18\0\0\0WEBPVP8L" + bytes(40), "broken WebP: it has no picture"),
+    (b"RIFF\x18\0\0\0WEBPICCP" + bytes(40), "broken WebP: it has no picture"),
+    (
+        b"RIFF\x18\0\0\0WEBPVP8X" + bytes(8) + b"\xff" * 10,
+        "expected at most 16777216 pixels and 16384 a side, found 16777216 by 16777216",
+    ),
+    (b"RIFF\0\0\0\0WAVE", "expected PNG, JPEG or WebP, found another RIFF file than WebP"),
+    (b"<svg/>", "expected PNG, JPEG or WebP, found SVG or another text"),
+    (b"ID3\4", "expected PNG, JPEG or WebP, found other bytes"),
     (b"\x89PNG\r\n\x1a\n", "broken PNG: it ends too early"),
     (GREY[:-1], "broken PNG: it ends too early"),
     (png_of(0, 9, b""), "expected pixels, found 0 by 9"),
@@ -58,6 +69,44 @@ REFUSED = [
     (jpeg(frame=0xE1), "broken JPEG: it has no size"),
     (jpeg(scans=MOST_SCANS + 1), "expected at most 64 scans in a JPEG, found 65"),
 ]  # fmt: skip
+
+
+def written(format_: str, *, mode: str = "RGB", **how: Any) -> bytes:
+    """A file of 37 by 21 pixels by Pillow's encoders."""
+    picture = Image.new(mode, (37, 21))
+    channels = range(len(mode))
+    picture.putdata([tuple((n * 7 + c) % 256 for c in channels) for n in range(37 * 21)])
+    file = io.BytesIO()
+    picture.save(file, format_, **how)
+    return file.getvalue()
+
+
+WRITTEN = [
+    written("JPEG"),
+    written("JPEG", progressive=True, quality=95),
+    written("JPEG", optimize=True, restart_marker_blocks=2),
+    written("WEBP"),
+    written("WEBP", lossless=True),
+    written("WEBP", mode="RGBA", quality=80),
+    written("WEBP", mode="RGBA", lossless=True, exif=b"Exif\0\0II*\0"),
+    written("WEBP", icc_profile=b"x" * 200),
+    written("PNG"),
+]
+
+
+@pytest.mark.parametrize("data", WRITTEN)
+def test_files_of_usual_encoders_pass_and_halves_of_them_do_not(data: bytes) -> None:
+    assert check_image(data) == ImageSize(37, 21)
+    with pytest.raises(BadRequestError, match="broken"):
+        check_image(data[: len(data) // 2])
+
+
+def test_animation_is_refused() -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadRequestError, match="expected a still picture, found an animation"):
+        check_image(file.getvalue())
 
 
 @pytest.mark.parametrize(("data", "text"), REFUSED)
@@ -93,7 +142,7 @@ def test_a_request_holds_so_many_images_and_bytes() -> None:
         check_images([GREY] * 33)
     with pytest.raises(BadRequestError, match="images: expected at most 33554432 bytes"):
         check_images([bytes(1 << 24)] * 3)
-    with pytest.raises(BadRequestError, match="image 1: expected PNG or JPEG"):
+    with pytest.raises(BadRequestError, match="image 1: expected PNG, JPEG or WebP"):
         check_images([GREY, b"x"])
 
 
