@@ -26,8 +26,6 @@ OWNERS = {
     "jsonschema": {"hwprobe.trying", "server.conformance.__main__"},
     "jsonschema_specifications": {"hwprobe.trying", "server.conformance.__main__"},
     "PIL": {"server.runner.webp"},
-    "jsonschema": {"server.conformance.__main__"},
-    "jsonschema_specifications": {"server.conformance.__main__"},
     "pkcs11": {"bundler.tokens"},
     "segno": {"bundler.rooting.printing"},
     "gguf": {"bundler.convert.writing"},
