@@ -17,6 +17,7 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from server.admission import Admission
 from server.calling import answer_constraint, output_stream
@@ -39,6 +40,14 @@ LOG = logging.getLogger("satchel.server")
 
 def _today() -> dt.date:
     return dt.datetime.now().astimezone().date()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A prompt as a person should see it, and the name of the form its answer is read in."""
+
+    text: str
+    output_format: str
 
 
 class Answerer:
@@ -115,7 +124,7 @@ class Answerer:
         with self.admission.enter():
             yield from self._answer(task, gone, empty=empty)
 
-    def render_chat(self, request: ChatRequest, gone: Gone) -> str:
+    def render_chat(self, request: ChatRequest, gone: Gone) -> Rendered:
         """The prompt a chat comes to; loads the model to measure it.
 
         Raises:
@@ -131,7 +140,7 @@ class Answerer:
         with self.admission.enter(), self._acquire(task, gone) as lease:
             return self._watched_prompt(task, lease, gone).length
 
-    def render_generate(self, request: GenerateRequest, gone: Gone) -> str:
+    def render_generate(self, request: GenerateRequest, gone: Gone) -> Rendered:
         """The prompt a completion comes to. Raises as `render_chat`."""
         model = self._reception.find_for_generate(request)
         return self._render(self._reception.check(model, request, self._now_s()), gone)
@@ -140,10 +149,11 @@ class Answerer:
         self._scheduler.unload(model.key)
         return FinishChunk(reason=FinishReason.UNLOAD, usage=Usage())
 
-    def _render(self, task: Task, gone: Gone) -> str:
+    def _render(self, task: Task, gone: Gone) -> Rendered:
         with self.admission.enter(), self._acquire(task, gone) as lease:
             prompt = self._watched_prompt(task, lease, gone)
-            return prompt.shown or lease.runner.detokenize(prompt.tokens)
+            text = prompt.shown or lease.runner.detokenize(prompt.tokens)
+            return Rendered(text=text, output_format=task.model.output.family.name)
 
     def _watched_prompt(
         self, task: Task, lease: Lease, gone: Gone, *, again: bool = False

@@ -120,11 +120,13 @@ class ChatRequest(RequestOptions):
 
     Attributes:
         tool_choice: ``tools`` are those it leaves.
+        continued: the last message is how the answer begins; what is told goes on behind it.
     """
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from server.conversation import PROMPT_TOO_LONG, assemble, fit
 from server.errors import BadRequestError, LoadFailedError
 from server.infill import gap_prompt, gap_text
 from server.options import resolve_options
+from server.output.harmony import ANSWER_HEADER
 from server.placing import Marks
 from server.prompt.gotemplate.messages import PromptInput
 from server.prompt.gotemplate.prompt import PromptTemplate
@@ -125,12 +126,18 @@ def chat_prompt(
     num_ctx = lease.settings.num_ctx
     album = Album(lease.runner, (image for one in messages for image in one.images))
 
+    begun = ""
+    if request.continued and messages:
+        *earlier, last = messages
+        messages = tuple(earlier)
+        begun = _begun(model, last.content)
+
     def measure(kept: tuple[Message, ...]) -> Prompt:
         placed, images = album.marks.place(kept)
         given = PromptInput(
             messages=placed, tools=request.tools, think=think, style=model.template.style
         )
-        return album.prompt(_render(model, given, today=today), images)
+        return album.prompt(_render(model, given, today=today) + begun, images)
 
     if request.truncate:
         prompt, dropped = fit(
@@ -141,6 +148,19 @@ def chat_prompt(
         prompt = measure(messages)
     _refuse_overlong(prompt, num_ctx, cut=request.truncate and request.shift)
     return prompt
+
+
+def _begun(model: ServedModel, text: str) -> str:
+    """How an answer begins behind the prompt; harmony says a header first.
+
+    Raises:
+        LoadFailedError: the model's file cannot be read.
+    """
+    try:
+        guarded = _guard(model.installed.model_path).text(text)
+    except (GgufError, OSError) as error:
+        raise LoadFailedError(f"{model.installed.name.short()}: cannot be read") from error
+    return f"{ANSWER_HEADER}{guarded}" if model.output.family.harmony else guarded
 
 
 def generate_prompt(

@@ -3,6 +3,7 @@
 Rules:
  * a model thinks only when it is asked to, because clients that do not ask read the first block
    as text; asked of a model that cannot, the wish is dropped without a word, as in Ollama;
+ * an assistant's message at the end begins the answer, which is told without it;
  * results of tools become turns of their own, before what else their message says;
  * tools that Anthropic's servers would run are refused: nothing here searches the web.
 """
@@ -60,6 +61,8 @@ def _request(fields: Fields) -> ChatRequest:
     messages = _messages(fields)
     if not messages:
         raise BadRequestError("messages is required")
+    think = _think(fields)
+    continued = _is_begun(messages, think=think)
     system = _texts(fields, "system")
     if system:
         messages = (Message(role="system", content=system), *messages)
@@ -74,10 +77,33 @@ def _request(fields: Fields) -> ChatRequest:
         keep_alive_s=parse_keep_alive(fields.values.get("keep_alive")),
         stream=fields.boolean("stream", default=False),
         constraint=_format(fields),
-        think=_think(fields),
+        think=think,
         think_if_able=True,
+        continued=continued,
         announced=True,
     )
+
+
+def _is_begun(messages: tuple[Message, ...], *, think: bool | str) -> bool:
+    """Whether the last message is the beginning of the answer.
+
+    Raises:
+        BadRequestError: it is, and cannot be gone on with.
+    """
+    last = messages[-1]
+    if last.role != "assistant" or last.tool_calls or not last.content:
+        return False
+    if last.content != last.content.rstrip():
+        raise BadRequestError(
+            "messages: final assistant content cannot end with trailing whitespace"
+        )
+    if all(message.role in {"system", "assistant"} for message in messages):
+        raise BadRequestError("messages: expected a user's before one that begins the answer")
+    if think:
+        raise BadRequestError(
+            "messages: expected no assistant's at the end where the model is to think first"
+        )
+    return True
 
 
 def _options(fields: Fields) -> JsonObject:

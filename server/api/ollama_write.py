@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, assert_never
 
+from server.answer import Rendered
 from server.api.delivery import WholeAnswer, schema_check
 from server.api.framing import NDJSON_TYPE, nanoseconds, ndjson_line, utc_timestamp
 from server.chat import ToolCall
@@ -81,9 +82,9 @@ class OllamaWriter:
             logprobs=answer.logprobs,
         ) | _ending(answer.finish)
 
-    def rendered(self, prompt: str, image_count: int) -> Json:
-        """The answer to ``_debug_render_only``."""
-        info: Json = {"rendered_template": prompt}
+    def rendered(self, prompt: Rendered, image_count: int) -> Json:
+        """The answer to ``_debug_render_only``; ``output_format`` is ours."""
+        info: Json = {"rendered_template": prompt.text, "output_format": prompt.output_format}
         if image_count:
             info["image_count"] = image_count
         return self._delta() | {"_debug_info": info}

@@ -42,6 +42,7 @@ _MESSAGE: Json = record(
     tool_name=STRING,
     tool_call_id=STRING,
 )
+LORA: Json = array(record(("id", "scale"), id=INTEGER, scale={"type": "number"}))
 _NATIVE: Fields = supported(
     model=STRING,
     stream=BOOLEAN,
@@ -49,6 +50,7 @@ _NATIVE: Fields = supported(
     keep_alive=KEEP_ALIVE,
     options=NATIVE_OPTIONS,
     grammar=STRING,
+    lora=LORA,
     think={"anyOf": [BOOLEAN, one_of("low", "medium", "high", "max")]},
     truncate=BOOLEAN,
     shift=BOOLEAN,

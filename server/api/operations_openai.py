@@ -24,7 +24,7 @@ from server.api.openapi import (
     refused,
     supported,
 )
-from server.api.operations_ollama import RERANK, TOOL
+from server.api.operations_ollama import LORA, RERANK, TOOL
 
 SAMPLING: Fields = supported(
     temperature=NUMBER,
@@ -38,6 +38,7 @@ SAMPLING: Fields = supported(
     },
     options=NATIVE_OPTIONS,
     grammar=STRING,
+    lora=LORA,
     keep_alive=KEEP_ALIVE,
 )
 _STOP: Json = {"anyOf": [STRING, STRINGS]}

@@ -75,7 +75,7 @@ class ApplyTemplate:
         """Render messages; the body is that of ``/v1/chat/completions``."""
         fields = read_object(read_body(req, self._max_body_bytes))
         request = asked_by(req, parse_chat_completion(fields).request)
-        prompt = self._answerer.render_chat(request, client_gone(req))
+        prompt = self._answerer.render_chat(request, client_gone(req)).text
         resp.content_type = JSON_TYPE
         resp.data = json_bytes({"prompt": prompt})
 

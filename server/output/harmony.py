@@ -23,6 +23,9 @@ from server.output.parser import Reader
 from server.output.source import Wait
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+ANSWER_HEADER = f"{_CHANNEL}final{_MESSAGE}"
+"""What stands before visible text, behind the prompt."""
+
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _RECIPIENT = re.compile(r"\bto=(\S+)")
 _NAME = re.compile(r"[\w.-]+")

@@ -105,6 +105,109 @@ def test_tool_is_called_and_its_result_taken(
     assert after.usage.input_tokens > whole.usage.input_tokens - 1
 
 
+def begun(text: str) -> list[MessageParam]:
+    """A conversation whose answer has begun."""
+    return [*HI, {"role": "assistant", "content": text}]
+
+
+def test_answer_goes_on_behind_its_beginning(
+    server: LiveServer, client: anthropic.Anthropic
+) -> None:
+    server.say(num_ctx=4096)  # the prompt is said again
+    plain = client.messages.create(model="tiny", max_tokens=64, messages=HI)
+    (heard,) = plain.content
+    message = client.messages.create(model="tiny", max_tokens=64, messages=begun("Once upon"))
+    (block,) = message.content
+    assert heard.type == block.type == "text"
+    assert block.text == heard.text + "Once upon"
+    counted = client.messages.count_tokens(model="tiny", messages=begun("Once upon"))
+    assert counted.input_tokens == message.usage.input_tokens
+    with client.messages.stream(model="tiny", max_tokens=64, messages=begun("Once upon")) as stream:
+        assert "".join(stream.text_stream) == block.text
+
+
+@pytest.mark.engine
+def test_real_model_goes_on_behind_the_beginning_of_its_answer(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
+    layer = (demo.parent / "ollama.template").read_text()
+    with LiveServer(tmp_path, engine=True) as live:
+        put_model(live.store, "demo", tmp_path, weights=demo.read_bytes())
+        put_model(
+            live.store, "layered", tmp_path, weights=demo.read_bytes(), texts={"template": layer}
+        )
+        address = f"http://127.0.0.1:{live.port}"
+        asked: list[MessageParam] = [{"role": "user", "content": "Why is the sky blue?"}]
+        with anthropic.Anthropic(base_url=address, api_key="unused", max_retries=0) as client:
+            for model in ("demo", "layered"):
+
+                def say(model: str, turns: list[MessageParam]) -> str:
+                    wish: Any = {"temperature": 0, "thinking": {"type": "disabled"}}
+                    told = client.messages.create(
+                        model=model, max_tokens=60, messages=turns, extra_body=wish
+                    )
+                    return "".join(one.text for one in told.content if one.type == "text")
+
+                whole = say(model, asked)
+                words = whole.split(" ")
+                head = " ".join(words[:3])
+                rest = say(model, [*asked, {"role": "assistant", "content": head}])
+                assert rest
+                assert (head + rest).startswith(whole)
+
+
+@pytest.mark.parametrize(
+    ("messages", "more", "text"),
+    [
+        (begun("a "), {}, "final assistant content cannot end with trailing whitespace"),
+        (begun("a")[1:], {}, "expected a user's before one that begins the answer"),
+        (
+            begun("a"),
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+            "expected no assistant's at the end where the model is to think first",
+        ),
+    ],
+)
+def test_beginning_that_cannot_be_gone_on_with_is_refused(
+    client: anthropic.Anthropic, messages: Any, more: Any, text: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=text) as caught:
+        client.messages.create(model="thinker", max_tokens=9, messages=messages, **more)
+    assert caught.value.body["error"]["type"] == "invalid_request_error"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({"type": "search_result", "content": []}, "unknown content block type: search_result"),
+        ({"type": "container_upload"}, "unknown content block type: container_upload"),
+        ({"type": "video"}, "unknown content block type: video"),
+        ({}, "unknown content block type: "),
+        (
+            {"type": "document", "source": {"type": "base64", "data": "JVBERi0="}},
+            r"messages\[0\].content\[0\].source.type: expected text, found base64",
+        ),
+        (
+            {"type": "document", "source": {"type": "url", "url": "https://x.test/a.pdf"}},
+            r"messages\[0\].content\[0\].source.type: expected text, found url",
+        ),
+    ],
+)
+def test_blocks_that_are_not_served_are_refused_in_the_dialect(
+    client: anthropic.Anthropic, block: Any, text: str
+) -> None:
+    turn: Any = {"role": "user", "content": [block]}
+    asks: list[Any] = [
+        lambda: client.messages.create(model="tiny", max_tokens=9, messages=[turn]),
+        lambda: client.messages.count_tokens(model="tiny", messages=[turn]),
+    ]
+    for ask in asks:
+        with pytest.raises(anthropic.BadRequestError, match=text) as caught:
+            ask()
+        body: Any = caught.value.body
+        assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+        assert body["request_id"].startswith("req_")
+
+
 @pytest.mark.parametrize(
     ("choice", "text"),
     [

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.answer import Rendered
 from server.api.body import Fields
 from server.api.delivery import Chunks, ChunkStream, as_error, gather
 from server.api.ollama_parse import parse_chat, parse_generate
@@ -260,11 +261,10 @@ def test_logprobs_go_with_their_text() -> None:
 
 
 def test_rendered_prompt_is_shown() -> None:
-    assert writer("generate").rendered("p", 0)["_debug_info"] == {"rendered_template": "p"}
-    assert writer().rendered("p", 2)["_debug_info"] == {
-        "rendered_template": "p",
-        "image_count": 2,
-    }
+    prompt = Rendered(text="p", output_format="hermes")
+    shown = {"rendered_template": "p", "output_format": "hermes"}
+    assert writer("generate").rendered(prompt, 0)["_debug_info"] == shown
+    assert writer().rendered(prompt, 2)["_debug_info"] == {**shown, "image_count": 2}
 
 
 def test_whole_answer_holds_everything() -> None:
