@@ -102,6 +102,12 @@ class Engine:
             raise
 
     @property
+    def rank_template(self) -> str:
+        """The text in which a reranker reads query and document; empty without one."""
+        text: bytes | None = LIB.llama_model_chat_template(self._model, b"rerank")
+        return (text or b"").decode(errors="replace")
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes per buffer type."""
         return dict(LOG.memory)

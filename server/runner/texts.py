@@ -6,6 +6,7 @@ from server.errors import EngineRefusedError
 from server.runner import protocol
 from server.runner.embedding import Frame, Job
 from server.runner.library import Engine
+from server.runner.ranking import ranked_text
 from server.runner.vocabulary import Vocabulary
 
 
@@ -29,6 +30,19 @@ def prepare_texts(engine: Engine, command: protocol.Embed) -> Job:
     cut = [vocabulary.tokenize(text, special=True) for text in command.texts]
     if command.query is None:
         texts += [frame.around(text, limit=limit, truncate=truncate) for text in cut]
+    elif engine.rank_template:
+        texts += [
+            ranked_text(
+                engine.rank_template,
+                command.query,
+                text,
+                tokenize=lambda prompt: vocabulary.prompt(prompt, add_bos=True),
+                spellings=vocabulary.spellings,
+                limit=limit,
+                truncate=truncate,
+            )
+            for text in command.texts
+        ]
     else:
         query = vocabulary.tokenize(command.query, special=True)
         texts += [frame.pair(query, text, limit=limit, truncate=truncate) for text in cut]

@@ -14,6 +14,8 @@ from hwprobe.settings import EngineSettings
 from server.runner import protocol
 from tests.engine.runner_driver import Driver, settings
 from tests.fakes.embedding_models import CLS, SEP, write_encoder
+from tests.fakes.engine_child import ask
+from tests.fakes.random_models import write_random
 
 pytestmark = pytest.mark.engine
 
@@ -169,6 +171,66 @@ class TestRerankers:
             row = embed(driver, 1, "a", query="b")
         assert row.fault == "this model is no reranker"
         assert row.refused
+
+
+YES, NO = 1500, 1501
+JUDGE = "Judge.\nQuery: {query}\nDocument: {document}\nAnswer:"
+RANKING: dict[str, Any] = {
+    "qwen3.pooling_type": 4,
+    "qwen3.classifier.output_labels": ["yes", "no"],
+    "tokenizer.chat_template.rerank": JUDGE,
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of causal models, without a way to pool."""
+    return write_random("ranking", tmp_path_factory.mktemp("plain") / "p.gguf")
+
+
+class TestCausalModels:
+    """Decoders that embed or rank, as Qwen3-Embedding and Qwen3-Reranker do."""
+
+    def test_score_is_how_likely_the_answer_yes_is(self, plain: Path, tmp_path: Path) -> None:
+        path = write_random("ranking", tmp_path / "r.gguf", metadata=RANKING, judges=(YES, NO))
+        query = "is the sky {document} blue?"
+        with Driver(POOLED, model=path) as driver:
+            row = embed(driver, 1, *TEXTS, query=query, normalize=False)
+            scores = [score[0] for score in numbers(row)]
+        texts = [f"Judge.\nQuery: {query}\nDocument: {text}\nAnswer:" for text in TEXTS]
+        ids = ask(plain, [{"tokenize": text} for text in texts])
+        for score, logits in zip(scores, ask(plain, [{"logits": one} for one in ids]), strict=True):
+            yes, no = (math.exp(logits[-1][token]) for token in (YES, NO))
+            assert score == pytest.approx(yes / (yes + no), abs=1e-3)
+        assert len({round(score, 4) for score in scores}) == len(TEXTS)
+        assert row.prompt_tokens == sum(map(len, ids))
+
+    def test_long_documents_lose_their_end_and_not_the_question(self, tmp_path: Path) -> None:
+        path = write_random("ranking", tmp_path / "r.gguf", metadata=RANKING, judges=(YES, NO))
+        long = "blue " * 2000
+        with Driver(POOLED, model=path) as driver:
+            row = embed(driver, 1, long, query="sky", normalize=False)
+            assert row.fault is None
+            assert 240 < row.prompt_tokens <= 256
+            whole = embed(driver, 2, long, query="sky", truncate=False)
+            assert whole.fault == "the input length exceeds the context length"
+            endless = embed(driver, 3, "x", query=long)
+            assert endless.fault == "input after truncation exceeds maximum context length"
+
+    @pytest.mark.parametrize(("pooling", "number"), [("mean", 1), ("last", 3)])
+    def test_vectors_are_those_of_their_tokens_pooled(
+        self, plain: Path, tmp_path: Path, pooling: str, number: int
+    ) -> None:
+        keys: Any = {"qwen3.pooling_type": number}
+        path = write_random("ranking", tmp_path / "e.gguf", metadata=keys)
+        with Driver(POOLED, model=path) as driver:
+            vectors = numbers(embed(driver, 1, *TEXTS, normalize=False))
+        ids = ask(plain, [{"tokenize": text} for text in TEXTS])
+        hidden = ask(plain, [{"hidden": one} for one in ids])
+        for vector, rows in zip(vectors, hidden, strict=True):
+            columns = zip(*(rows if pooling == "mean" else rows[-1:]), strict=True)
+            expected = [sum(column) / len(column) for column in columns]
+            assert vector == pytest.approx(expected, abs=0.02)
 
 
 class TestGeneratingModel:

@@ -1,6 +1,8 @@
 """Ask the engine about a GGUF file, in a child process: it may abort.
 
 answer = ask(path, [{"tokenize": "text"}, {"logits": [1, 2, 3]}, {"embed": [101, 7592, 102]}])
+
+``{"hidden": [1, 2]}`` are the vectors of all tokens, before they are pooled.
 """
 
 from __future__ import annotations
@@ -58,10 +60,12 @@ def answer(api: Any, model: Any, vocabulary: Any, adapter: Any, question: dict[s
         count = api.llama_tokenize(vocabulary, data, len(data), room, len(room), special, True)
         assert count >= 0
         return list(room[:count])
-    tokens = question.get("logits") or question["embed"]
+    tokens = question.get("logits") or question.get("embed") or question["hidden"]
     settings = api.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, len(tokens))
-    settings.embeddings = "embed" in question
+    settings.embeddings = "logits" not in question
+    if "hidden" in question:
+        settings.pooling_type = api.LLAMA_POOLING_TYPE_NONE
     settings.type_k = settings.type_v = 0  # 32 bits: the reference has no rounding either
     settings.flash_attn_type = 0
     settings.n_threads = 1
@@ -77,6 +81,9 @@ def answer(api: Any, model: Any, vocabulary: Any, adapter: Any, question: dict[s
         batch.token[place], batch.pos[place] = token, place
         batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
     assert api.llama_decode(context, batch) == 0
+    if "hidden" in question:
+        width = api.llama_model_n_embd(model)
+        return [api.llama_get_embeddings_ith(context, at)[:width] for at in range(len(tokens))]
     if "embed" in question:
         width = api.llama_model_n_embd(model)
         found: list[float] = api.llama_get_embeddings_seq(context, 0)[:width]

@@ -49,6 +49,11 @@ def _windowed(at: str, index: int) -> Shapes:
     }
 
 
+def _normed(at: str, index: int) -> Shapes:
+    norms = ("attn_q_norm", "attn_k_norm")
+    return {**_plain(at, index), **{f"{at}.{name}.weight": (WIDE // HEADS,) for name in norms}}
+
+
 def _recurrent(at: str, _index: int) -> Shapes:
     inner, state, rank = 2 * WIDE, 16, 4
     return {
@@ -84,6 +89,7 @@ def _hybrid(at: str, index: int) -> Shapes:
 
 _BLOCKS: dict[str, tuple[str, int, str, Callable[[str, int], Shapes]]] = {
     "plain": ("llama", 2, "output_norm", _plain),
+    "ranking": ("qwen3", 2, "output_norm", _normed),
     "sectioned": ("qwen2vl", 2, "output_norm", _plain),
     "windowed": ("gemma3", 6, "output_norm", _windowed),
     "sighted": ("gemma3", 2, "output_norm", _windowed),
@@ -96,9 +102,22 @@ Source of names and shapes: the engine's src/models, one file per architecture."
 
 
 def write_random(
-    kind: str, path: Path, *, seed: int = 1, metadata: dict[str, gguf.Value] | None = None
+    kind: str,
+    path: Path,
+    *,
+    seed: int = 1,
+    metadata: dict[str, gguf.Value] | None = None,
+    judges: tuple[int, ...] = (),
 ) -> Path:
-    """Write a model of a kind of `_BLOCKS`; ``metadata`` are keys beside the usual ones."""
+    """Write a model of a kind of `_BLOCKS`.
+
+    Args:
+        kind: which.
+        path: the file.
+        seed: of the weights.
+        metadata: keys beside the usual ones.
+        judges: tokens whose rows become a classification head, as converted rerankers have it.
+    """
     architecture, blocks, last_norm, block = _BLOCKS[kind]
     shapes: Shapes = {"token_embd.weight": (WIDE, VOCABULARY), f"{last_norm}.weight": (WIDE,)}
     if kind == "sighted":  # else each token follows itself, whatever was seen
@@ -107,6 +126,16 @@ def write_random(
         shapes |= block(f"blk.{index}", index)
     rng = np.random.default_rng(seed)
     tensors = [_tensor(name, shape, rng) for name, shape in shapes.items()]
+    if judges:
+        embedding = next(one for one in tensors if one.name == "token_embd.weight").make()
+        rows = embedding[list(judges)]
+        head = gguf.Tensor(
+            name="cls.output.weight",
+            dimensions=(WIDE, len(judges)),
+            kind="F32",
+            make=lambda: rows,
+        )
+        tensors.append(head)
     gguf.write(path, {**_metadata(architecture, blocks), **(metadata or {})}, tensors)
     return path
 
