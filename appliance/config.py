@@ -54,6 +54,7 @@ class TrustConfig:
     site: str
     min_threshold: int
     expired: str
+    revoked: Literal["warn", "refuse"]
     create: Literal["any", "signed", "off"]
 
 

@@ -15,6 +15,8 @@ from appliance.client import Client
 from appliance.crashes import CrashFolder
 from appliance.errors import AppError
 from appliance.journal import timestamp
+from appliance.policyfile import load_policy
+from appliance.revoked import why_revoked
 from appliance.scrubbing import named, read_record, still_damaged
 from appliance.store import Store
 from hwprobe.quantity import Bytes
@@ -69,6 +71,29 @@ def check_models(store: Store) -> Check:
         return Check(name="store", level=Level.WARNING, text="no model is installed")
     count = len(survey.models)
     return Check(name="store", level=Level.OK, text=f"{count} model{'s' * (count > 1)}")
+
+
+def check_revoked(store: Store, *, refuses: bool) -> Check:
+    """Whether models are installed whose bundle or keys were revoked since.
+
+    Args:
+        store: the store.
+        refuses: whether the server refuses requests for them.
+    """
+    try:
+        policy = load_policy(store.paths.trust)
+        found = [
+            (model.name.short(), why)
+            for model in store.list()
+            if (why := why_revoked(model.provenance, policy))
+        ]
+    except AppError as error:
+        return Check(name="trust", level=Level.CRITICAL, text=str(error))
+    if not found:
+        return Check(name="trust", level=Level.OK, text="no model was revoked")
+    name, why = found[0]
+    text = f"{len(found)} revoked{', refused' if refuses else ''}, first {name}: {why}"
+    return Check(name="trust", level=Level.WARNING, text=text)
 
 
 def check_scrub(store: Store) -> Check:

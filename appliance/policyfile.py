@@ -24,7 +24,7 @@ from bundler.format.limits import MAX_ROOT_ENVELOPE_BYTES
 from bundler.format.statement import format_time, parse_time
 from bundler.format.strict import encode_json, parse_json
 
-_FILE = "policy.json"
+POLICY_FILE = "policy.json"
 _MAX_FILE_BYTES = 4 << 20
 _VERSION = 3
 _OLDER: dict[int, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def load_policy(directory: Path) -> TrustPolicy:
         StoreCorruptError: the file is damaged; nothing is trusted then.
         StoreAccessError: it cannot be read.
     """
-    path = directory / _FILE
+    path = directory / POLICY_FILE
     try:
         try:
             with store_io("read the trust policy"):
@@ -64,7 +64,7 @@ def save_policy(directory: Path, policy: TrustPolicy) -> None:
         NoSpaceError: likewise.
     """
     with store_io("write the trust policy"):
-        fsio.atomic_write(directory / _FILE, encode_json(_encode(policy)) + b"\n", mode=0o644)
+        fsio.atomic_write(directory / POLICY_FILE, encode_json(_encode(policy)) + b"\n", mode=0o644)
 
 
 def adopt_root(directory: Path, roots: Sequence[VerifiedRoot]) -> None:

@@ -132,6 +132,11 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="what happens to a bundle past its `expires` date",
     ),
     _row(
+        "trust", "revoked", "warn", values.one_of("warn", "refuse"),
+        meaning="what happens to an installed model whose bundle or keys were revoked since: it "
+        "is marked and answers, or requests for it are refused",
+    ),
+    _row(
         "trust", "create", "any", values.one_of("any", "signed", "off"),
         env=("SATCHEL_TRUST_CREATE",),
         meaning="models that may be made here: `any`, also from blobs that clients send; `signed`, "

@@ -25,6 +25,7 @@ from appliance.config import Config
 from appliance.crashes import CrashFolder
 from appliance.errors import AppError
 from appliance.layout import Paths
+from appliance.revoked import Revocations
 from appliance.store import Store
 from appliance.uploads import UploadLimits
 from hwprobe.calibrate import machine_identity
@@ -187,6 +188,9 @@ def _run(
         output_format=lambda name: config.model(name).output_format,
         draft=lambda name: config.model(name).draft,
         constrain_calls=lambda name: config.model(name).constrain_calls,
+        refused=Revocations(store.paths).why
+        if config.trust.revoked == "refuse"
+        else lambda _model: "",
     )
     planner = Planner(config=config, machines=machines, experience=experience)
     answerer = Answerer(

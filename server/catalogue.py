@@ -145,6 +145,7 @@ class Catalogue:
         output_format: Callable[[ModelName], str] = _no_format,
         draft: Callable[[ModelName], str] = _no_format,
         constrain_calls: Callable[[ModelName], bool] = lambda _name: True,
+        refused: Callable[[InstalledModel], str] = lambda _model: "",
     ) -> None:
         """Take the store, and what the operator decided.
 
@@ -155,12 +156,28 @@ class Catalogue:
             draft: the model whose weights propose a model's tokens, ``off`` for none; empty takes
                 what the model brings.
             constrain_calls: whether calls that a model begins are bound to their schemas.
+            refused: why an installed model may not answer; empty where it may.
         """
         self.store = store
         self._go_templates = go_templates
         self._output_format = output_format
         self._draft = draft
         self._constrain_calls = constrain_calls
+        self._refused = refused
+
+    def check_may_answer(self, model: ServedModel) -> None:
+        """Refuse a model that this site does not let answer any more.
+
+        Raises:
+            ForbiddenError: it was revoked.
+            LoadFailedError: whether it was cannot be read.
+        """
+        try:
+            reason = self._refused(model.installed)
+        except AppError as error:
+            raise LoadFailedError(str(error), hint=error.hint) from error
+        if reason:
+            raise ForbiddenError(f"model '{model.installed.name.short()}': {reason}")
 
     def find(self, name: ModelName) -> ServedModel | None:
         """The model of this name, whatever its case; ``None`` if there is none.

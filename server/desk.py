@@ -91,6 +91,7 @@ class Desk:
         Raises:
             BadRequestError: it named none.
             ModelNotFoundError: there is none of this name.
+            ForbiddenError: it was revoked, and the site refuses such models.
         """
         name = read_reference(text)
         if name is None:
@@ -98,6 +99,7 @@ class Desk:
         model = self._catalogue.find(name)
         if model is None:
             raise ModelNotFoundError(f'model "{text}" not found, try pulling it first')
+        self._catalogue.check_may_answer(model)
         return model
 
     def terms(

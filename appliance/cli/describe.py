@@ -17,7 +17,7 @@ _SHOWN_ITEMS = 5
 _KEY_COLUMN = 30
 
 
-def blocks(model: InstalledModel, *, verbose: bool) -> str:
+def blocks(model: InstalledModel, *, verbose: bool, revoked: str = "") -> str:
     """All blocks: two spaces before a header, four before a row, a blank line after each."""
     profile = model.profile
     parts = [
@@ -46,18 +46,15 @@ def blocks(model: InstalledModel, *, verbose: bool) -> str:
     parts.extend(_block("License", _first_lines(text)) for text in model.licenses)
     if model.provenance is not None:
         origin = model.provenance
-        parts.append(
-            _block(
-                "Bundle",
-                (
-                    ("channel", origin.channel),
-                    ("sequence", str(origin.seq)),
-                    ("variant", origin.variant),
-                    ("signed by", " ".join(key[:12] for key in origin.signed_by)),
-                    ("imported", origin.imported_at),
-                ),
-            )
-        )
+        came = [
+            ("channel", origin.channel),
+            ("sequence", str(origin.seq)),
+            ("variant", origin.variant),
+            ("signed by", " ".join(key[:12] for key in origin.signed_by)),
+            ("imported", origin.imported_at),
+        ]
+        came += [("revoked", revoked)] if revoked else []
+        parts.append(_block("Bundle", came))
     if model.creation is not None:
         made = model.creation
         rows = [("made from", made.base)] if made.base else []

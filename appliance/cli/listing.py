@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from appliance import human
-from appliance.cli.facts import model_json
+from appliance.cli.facts import model_json, revocations
 from appliance.cli.frame import (
     ConfigOption,
     JsonOption,
@@ -35,14 +35,17 @@ def list_command(
     json_: JsonOption = False,
 ) -> None:
     """List the installed models, the newest first."""
-    survey = open_catalogue(load_config(config, store)).survey()
+    catalogue = open_catalogue(load_config(config, store))
+    survey = catalogue.survey()
     models = [
         model
         for model in survey.models
         if model.name.short().lower().startswith(prefix.strip().lower())
     ]
+    reasons = revocations(catalogue.paths, models)
     if json_:
-        print_json({"models": [model_json(model) for model in models]})
+        shown = [model_json(one, revoked=reasons[one.name.short()]) for one in models]
+        print_json({"models": shown})
     else:
         now_s = time.time()
         rows = [
@@ -55,5 +58,8 @@ def list_command(
             for model in models
         ]
         typer.echo(human.table(("NAME", "ID", "SIZE", "MODIFIED"), rows))
+    for model in models:
+        if why := reasons[model.name.short()]:
+            typer.echo(f"satchel: warning: {model.name.short()}: {why}", err=True)
     for fault in survey.faults:
         typer.echo(f"satchel: warning: {fault.path}: {fault.reason}", err=True)

@@ -9,7 +9,7 @@ import typer
 
 from appliance import human
 from appliance.cli.describe import blocks, modelfile, parameter_lines
-from appliance.cli.facts import model_json
+from appliance.cli.facts import model_json, revocations
 from appliance.cli.frame import (
     ConfigOption,
     JsonOption,
@@ -28,6 +28,10 @@ from appliance.model import InstalledModel
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command("show")(show_command)
+
+
+def _revoked(model: InstalledModel, settings: Config) -> str:
+    return revocations(open_catalogue(settings).paths, [model])[model.name.short()]
 
 
 def show_command(
@@ -67,9 +71,10 @@ def show_command(
     elif system:
         _echo(found.system)
     elif json_:
-        print_json({**model_json(found), "profile": found.profile.to_json()})
+        shown = model_json(found, revoked=_revoked(found, settings))
+        print_json({**shown, "profile": found.profile.to_json()})
     else:
-        typer.echo(blocks(found, verbose=verbose))
+        typer.echo(blocks(found, verbose=verbose, revoked=_revoked(found, settings)))
 
 
 def _show_placement(model: InstalledModel, config: Config, *, as_json: bool) -> None:

@@ -143,6 +143,7 @@ def health_command(
     checks = [
         health.check_models(found),
         health.check_scrub(found),
+        health.check_revoked(found, refuses=loaded.trust.revoked == "refuse"),
         health.check_space(found, reserve_bytes=loaded.store.reserve_bytes),
         health.check_crashes(CrashFolder(found.paths.crashes), now_s=time.time()),
         health.check_engine(found.paths.engine),
