@@ -1,6 +1,6 @@
 """Delete each verification in turn; a deletion that no test notices is a gap.
 
-    .venv/bin/python -P tests/mutants.py [--only TEXT] [--list] [--seconds N]
+    .venv/bin/python -P tests/mutants.py [--only TEXT] [--names FILE] [--tests TEXT] [--list]
 
 A verification is, in the modules of `TARGETS`: a ``raise``; a call whose result nobody uses and
 whose name says that it checks; one side of an ``or`` before either of these; a bound of a field
@@ -306,15 +306,16 @@ def copied(folder: Path) -> tuple[Mutant, ...]:
     return found
 
 
-def _tests(folder: Path) -> list[str]:
-    return [f"tests/{name}" for name in TESTS if (folder / "tests" / name).exists()]
+def _tests(folder: Path, only: str) -> list[str]:
+    names = [name for name in TESTS if only in name]
+    return [f"tests/{name}" for name in names if (folder / "tests" / name).exists()]
 
 
-def record(folder: Path) -> dict[int, list[str]]:
+def record(folder: Path, only: str) -> dict[int, list[str]]:
     """In which tests each verification refuses something, with none turned off."""
     seen = folder / "seen.json"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "satchel_seen", *_tests(folder)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "satchel_seen", *_tests(folder, only)],
         cwd=folder, check=False, env=_environment(folder, seen), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     if done.returncode:
@@ -359,10 +360,10 @@ def allowed() -> dict[str, str]:
 
 
 def survivors(
-    folder: Path, chosen: tuple[Mutant, ...], seconds: int
+    folder: Path, chosen: tuple[Mutant, ...], tests: str, seconds: int
 ) -> Iterator[tuple[Mutant, str]]:
     """The deletions that nothing notices, each with why nothing did."""
-    seen = record(folder)
+    seen = record(folder, tests)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ.update(_environment(folder, folder / "unused.json"))
@@ -383,18 +384,25 @@ def main() -> None:
     """Try every one, or those whose name holds a text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="verifications whose name holds this")
+    parser.add_argument("--names", type=Path, help="only those named in this file, one a line")
+    parser.add_argument("--tests", default="", help="only test files whose name holds this")
     parser.add_argument("--list", action="store_true", help="only list them")
     parser.add_argument("--seconds", type=int, default=300, help="longest run of one deletion")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="satchel-mutants-") as folder:
         found = copied(Path(folder))
-        chosen = tuple(one for one in found if options.only in one.name)
+        named = options.names.read_text().splitlines() if options.names else None
+        chosen = tuple(
+            one
+            for one in found
+            if options.only in one.name and (named is None or one.name in named)
+        )
         if options.list:
             print("\n".join(f"{one.number:4} {one.path}:{one.line} {one.text}" for one in chosen))
             return
         reasons = allowed()
         explained = gaps = 0
-        for one, how in survivors(Path(folder), chosen, options.seconds):
+        for one, how in survivors(Path(folder), chosen, options.tests, options.seconds):
             known = reasons.get(one.name)
             explained += known is not None
             gaps += known is None
