@@ -63,7 +63,7 @@ install: .venv/ready ## install commands and units: make install [PREFIX=/usr] [
 	install -D -m 644 systemd/sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/satchel.conf
 	install -D -m 644 systemd/tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
 	install -d $(SHARE)/doc/satchel
-	install -m 644 docs/*.md systemd/gpu-*.conf LICENSE $(SHARE)/doc/satchel
+	install -m 644 docs/*.md systemd/gpu-*.conf systemd/workers.conf LICENSE $(SHARE)/doc/satchel
 
 uninstall: ## take it away again; models, configuration and keys stay
 	for name in $(COMMANDS); do rm -f $(DESTDIR)$(PREFIX)/bin/$$name; done

@@ -28,6 +28,7 @@ from appliance.settings import (
 from appliance.values import anchored, paths
 from bundler.format.errors import FormatError
 from bundler.format.name import ModelName
+from hwprobe.remote.terms import WorkerAddress
 
 DEFAULT_FILE = Path("/etc/satchel/satchel.toml")
 _MAX_FILE_BYTES = 1 << 20
@@ -111,6 +112,15 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Table ``[engine]``."""
+
+    workers: tuple[WorkerAddress, ...]
+    key: Path | None
+    peers: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """One table ``[model."name"]``; zeros, empty texts and ``None`` mean "as elsewhere"."""
 
@@ -141,6 +151,7 @@ class Config:
     exchange: ExchangeConfig
     limits: LimitsConfig
     cache: CacheConfig
+    engine: EngineConfig
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -195,6 +206,7 @@ class Config:
             exchange=ExchangeConfig(**_table("exchange", values)),
             limits=LimitsConfig(**_table("limits", values)),
             cache=CacheConfig(**_table("cache", values)),
+            engine=EngineConfig(**_table("engine", values)),
             models=MappingProxyType(models),
             sources=MappingProxyType(sources),
             warnings=tuple(warnings),

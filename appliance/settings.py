@@ -275,6 +275,19 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="room in the store, for all models together, for computed prompts that outlive a "
         "model's process; they hold what clients asked; 0 keeps none, and removes those there are",
     ),
+    _row(
+        "engine", "workers", (), values.workers, env=("SATCHEL_WORKERS",),
+        meaning="machines that lend memory for models too large for this one, as `HOST:PORT`; "
+        "see docs/scaling.md",
+    ),
+    _row(
+        "engine", "key", None, values.optional_path, env=("SATCHEL_ENGINE_KEY",),
+        meaning="this machine's key for its workers, made with `satchel worker key`",
+    ),
+    _row(
+        "engine", "peers", None, values.optional_path, env=("SATCHEL_ENGINE_PEERS",),
+        meaning="certificates of the workers",
+    ),
 )  # fmt: skip
 """All settings outside ``[model."name"]``, in the order they are documented."""
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance import duration
-from hwprobe.errors import QuantityError
+from hwprobe.errors import QuantityError, WorkerError
 from hwprobe.quantity import Bytes
+from hwprobe.remote.terms import WorkerAddress
 
 _TRUE = {"1", "t", "true", "yes", "on"}
 _FALSE = {"0", "f", "false", "no", "off", ""}
@@ -135,6 +136,14 @@ def texts(value: Any) -> tuple[str, ...]:
 def paths(value: Any) -> tuple[Path, ...]:
     """A list of paths, likewise."""
     return tuple(path(part) for part in texts(value))
+
+
+def workers(value: Any) -> tuple[WorkerAddress, ...]:
+    """A list of addresses of workers."""
+    try:
+        return tuple(WorkerAddress.parse(part) for part in texts(value))
+    except WorkerError as error:
+        raise ValueError(str(error)) from error
 
 
 def one_of(*allowed: str) -> Callable[[Any], str]:

@@ -96,7 +96,12 @@ def host_reserve_terms(machine: Machine) -> tuple[tuple[str, int], ...]:
 
 
 def gpu_reserve_bytes(gpu: Gpu) -> int:
-    """What stays free on a GPU: the driver's own part, and room for a screen."""
+    """What stays free on a GPU: the driver's own part, and room for a screen.
+
+    A worker keeps what it needs before it says what it offers.
+    """
+    if gpu.worker:
+        return 0
     return gpu_context_bytes(gpu) + (
         DISPLAY_GPU_RESERVE_BYTES if gpu.display else HEADLESS_GPU_RESERVE_BYTES
     )

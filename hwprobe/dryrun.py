@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hwprobe.errors import WorkerError
+from hwprobe.remote.devices import device_list
 from hwprobe.settings import EngineSettings
 
 # Without this ggml runs a debugger on itself when it aborts. It is read when the engine loads.
@@ -133,6 +135,10 @@ def _model_params(settings: EngineSettings, *, no_alloc: bool) -> Any:
         overrides = _kept_in_host_memory(settings.expert_pattern.encode())
         params.tensor_buft_overrides = ctypes.addressof(overrides)
         _KEPT.append(overrides)
+    if settings.workers and settings.num_gpu:
+        # Bound to the structure, which holds only its address.
+        params.kept = device_list(api._lib, settings.workers)  # noqa: SLF001 - as in `_native`
+        params.devices = ctypes.addressof(params.kept)
     if settings.tensor_split:
         split = (ctypes.c_float * api.llama_max_devices())(*settings.tensor_split)
         params.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
@@ -233,7 +239,7 @@ def _measure(path: str, settings: list[EngineSettings]) -> dict[str, Any]:
     with contextlib.ExitStack() as models:
         model = None
         for one in settings:
-            wanted = (one.num_gpu, one.tensor_split, one.repack, one.cpu_experts)
+            wanted = (one.num_gpu, one.tensor_split, one.workers, one.repack, one.cpu_experts)
             if model is None or wanted != loaded:
                 models.close()
                 model = models.enter_context(open_model(path, one, no_alloc=True))
@@ -359,7 +365,8 @@ def last_words(what: str) -> str:
 
 def read_settings(record: dict[str, Any]) -> EngineSettings:
     """The settings of a request."""
-    return EngineSettings(**{**record, "tensor_split": tuple(record["tensor_split"])})
+    lists = {name: tuple(record[name]) for name in ("tensor_split", "workers")}
+    return EngineSettings(**{**record, **lists})
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -376,7 +383,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             return _time(request["model_path"], read_settings(request["settings"]))
         if mode == "info":
             return _info()
-    except EngineRefusedError as error:
+    except (EngineRefusedError, WorkerError) as error:
         return {"ok": False, "message": str(error)}
     return {"ok": False, "message": f"unknown mode {mode!r}"}
 

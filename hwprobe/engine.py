@@ -156,6 +156,7 @@ def safe_settings(settings: EngineSettings) -> EngineSettings:
         tensor_split=(),
         cpu_experts=0,
         unified=False,
+        workers=(),
         num_ubatch=settings.num_ubatch
         if settings.pooled
         else min(settings.num_ubatch, SAFE_UBATCH_TOKENS),

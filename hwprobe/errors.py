@@ -5,6 +5,7 @@ ProbeError
 ├── AdapterError         an adapter does not go with its model
 ├── ProjectorError       a projector does not go with its model
 ├── DraftError           a draft model does not go with its model
+├── WorkerError          a worker cannot be reached or used
 ├── EngineCheckError     the engine's child process crashed, hung or refused
 ├── DoesNotFitError      no candidate fits this machine
 └── QuantityError        a text is not a byte quantity
@@ -60,6 +61,10 @@ class ProjectorError(ProbeError):
 
 class DraftError(ProbeError):
     """A draft model is none, or does not go with its model; the message names what differs."""
+
+
+class WorkerError(ProbeError):
+    """A worker on another machine cannot be reached, is none we know, or cannot be used."""
 
 
 class EngineCheckError(ProbeError):

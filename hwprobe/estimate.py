@@ -222,13 +222,16 @@ def _draft_terms(
 def draft_settings(settings: EngineSettings, draft: ModelProfile) -> EngineSettings:
     """How a draft model is loaded beside a model with these settings.
 
-    It has the same sequences and as many cells, and all of it is on GPUs if any of the model is.
+    It has the same sequences and as many cells, and all of it is on GPUs if any of the model is;
+    never on workers, to which every one of its steps would be a journey.
     """
     block = GGML_TYPES_BY_NAME["Q8_0"].block_size
     whole_blocks = not (draft.key_length % block or draft.value_length % block)
     return replace(
         settings,
-        num_gpu=draft.block_count + 1 if settings.num_gpu else 0,
+        num_gpu=draft.block_count + 1 if settings.num_gpu and not settings.workers else 0,
+        tensor_split=() if settings.workers else settings.tensor_split,
+        workers=(),
         kv_type=settings.kv_type if whole_blocks else "f16",
         saved_bytes=0,
     )

@@ -211,6 +211,7 @@ class Gpu:
         throttle: why its clocks are held down now.
         temperature_c: of the chip, or ``None``.
         bandwidth_bytes_per_s: of its memory by specification, or ``None``.
+        worker: address of the machine it stands for, whose memory this is; empty for a real GPU.
     """
 
     index: int
@@ -228,6 +229,7 @@ class Gpu:
     throttle: tuple[str, ...] = ()
     temperature_c: int | None = None
     bandwidth_bytes_per_s: int | None = None
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

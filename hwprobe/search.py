@@ -70,12 +70,13 @@ class Search:
         self.budgets = budgets
         self.gpus = machine.planned_gpus
         self.unified = bool(machine.unified_gpus)
+        self.lent = any(gpu.worker for gpu in self.gpus)
         self.repacked = repacked_types(machine.cpu, machine.engine_variant)
 
     def floor_levels(self) -> Iterator[Floors]:
         """Everything insisted on first; the last level insists on nothing."""
         auto_gpu = self.wish.num_gpu is None or self.wish.num_gpu < 0
-        places = (True, False) if self.gpus and auto_gpu else (False,)
+        places = (True, False) if self.gpus and auto_gpu and not self.lent else (False,)
         for full_ctx in (True, False):
             for all_on_gpus in places:
                 last = not full_ctx and not all_on_gpus
@@ -90,8 +91,21 @@ class Search:
             if self.fit(profile, least, floors) is None:
                 continue
             ctx = self.largest_ctx(profile, least, floors, high)
-            return self.grow(profile, with_ctx(least, ctx), floors)
+            return self.settled(profile, with_ctx(least, ctx), floors).grow(
+                profile, with_ctx(least, ctx), floors
+            )
         return None
+
+    def settled(self, profile: ModelProfile, least: EngineSettings, floors: Floors) -> Search:
+        """The same search; with workers, one that gives them no more layers than ``least`` needs.
+
+        Nothing that is only convenient is worth a journey for every token.
+        """
+        fitted = self.fit(profile, least, floors)
+        if not self.lent or fitted is None:
+            return self
+        wish = replace(self.wish, num_gpu=fitted.num_gpu)
+        return Search(self.machine, wish, self.budgets, self.margins)
 
     def kv_types(self, profile: ModelProfile) -> tuple[KvType, ...]:
         """Cache types to try, the best first: the wish, or those that cost no quality."""
@@ -202,7 +216,7 @@ class Search:
     def offloads(
         self, profile: ModelProfile, settings: EngineSettings, floors: Floors
     ) -> Iterator[EngineSettings]:
-        """Numbers of GPU layers worth trying, the most first, each dealt out over the GPUs."""
+        """Numbers of GPU layers worth trying, the best first, each dealt out over the GPUs."""
         layers = profile.block_count + 1
         wished = self.wish.num_gpu
         if self.unified:
@@ -211,6 +225,9 @@ class Search:
             yield settings
         elif wished is not None and wished >= 0:
             yield self.dealt(settings, min(wished, layers), len(self.gpus))
+        elif self.lent:  # as few as possible: every token travels to them
+            for number in range(layers + 1):
+                yield self.dealt(settings, number, len(self.gpus))
         else:
             for count in range(1, len(self.gpus) + 1):
                 yield self.dealt(settings, layers, count)
@@ -251,6 +268,8 @@ class Search:
 
     def dealt(self, settings: EngineSettings, number: int, count: int) -> EngineSettings:
         """``number`` layers on the ``count`` roomiest GPUs, in shares of their budgets."""
+        workers = tuple(gpu.worker for gpu in self.gpus if gpu.worker) if number else ()
+        settings = replace(settings, workers=workers)
         if number == 0 or len(self.gpus) == 1:
             return replace(settings, num_gpu=number)
         room = {gpu.index: max(1, self.budgets[gpu_pool(gpu.index)]) for gpu in self.gpus}

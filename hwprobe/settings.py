@@ -48,6 +48,7 @@ class EngineSettings:
             GPU or none.
         pooled: the context turns whole texts into vectors and generates nothing. A text cannot
             be cut into micro-batches, so ``num_ubatch`` is ``num_batch``.
+        workers: addresses of the workers that are the GPUs here, in the order of ``tensor_split``.
         saved_bytes: host memory for the states of prompts that had to leave the cache.
         cpu_experts: the experts of so many first blocks stay in host memory although their block
             is on a GPU; 0 keeps each block together.
@@ -70,6 +71,7 @@ class EngineSettings:
     saved_bytes: int = 0
     cpu_experts: int = 0
     unified: bool = False
+    workers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values the engine would abort on."""

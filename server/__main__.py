@@ -31,12 +31,15 @@ from appliance.uploads import UploadLimits
 from hwprobe.calibrate import machine_identity
 from hwprobe.child import LIBRARY_VARIABLE
 from hwprobe.engine import engine_build_id, engine_info
-from hwprobe.errors import EngineCheckError, ProbeError, io_sentence
+from hwprobe.errors import EngineCheckError, ProbeError, WorkerError, io_sentence
 from hwprobe.estimate import gpu_pool
 from hwprobe.inventory import take_inventory
 from hwprobe.loads import Loads
 from hwprobe.machine import Machine
 from hwprobe.probing import probe_machine
+from hwprobe.remote.devices import KEY_VARIABLE, PEERS_VARIABLE
+from hwprobe.remote.fleet import Fleet
+from hwprobe.remote.tls import Identity, Trust
 from hwprobe.variants import choose_variant
 from hwprobe.verdicts import EngineRecords
 from server.access import KeyRing, Keys, load_keys, refuse_public_without_keys
@@ -112,12 +115,14 @@ def serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     store = Store(Paths(config.store.path))
     for fault in store.survey().faults:
         LOG.warning("%s is not usable: %s", fault.path, fault.reason)
+    fleet = _fleet(config)
     sockets, admin = _sockets(config, keys, environ)
     manager = this_manager()
     _run(
         config,
         keys=keys,
         store=store,
+        fleet=fleet,
         sockets=sockets,
         admin=admin,
         arguments=arguments,
@@ -130,13 +135,14 @@ def _run(
     *,
     keys: Keys,
     store: Store,
+    fleet: Fleet | None,
     sockets: Sequence[socket.socket],
     admin: Sequence[socket.socket],
     arguments: argparse.Namespace,
     manager: Manager,
 ) -> None:
     variant = _choose_variant(config)
-    inventory = functools.partial(_inventory, variant)
+    inventory = functools.partial(_inventory, variant, fleet)
     machine = inventory()
     max_queue = max(1, min(config.server.max_queue, MAX_QUEUE))
     engine_build = f"{engine_build_id()} {variant}".strip()
@@ -161,7 +167,7 @@ def _run(
         experience=experience,
         measure=machines.budgets,
         check=SelfTest(records),
-        free_bytes=_free_gpu_bytes if machine.gpus else dict,
+        free_bytes=_free_gpu_bytes if _has_cards(machine) else dict,
         coroner=Coroner(
             folder=CrashFolder(store.paths.crashes),
             engine_build=engine_build,
@@ -402,10 +408,41 @@ def _choose_variant(config: Config) -> str:
     return choice.name
 
 
-def _inventory(variant: str) -> Machine:
-    """The machine, and whether the engine can use its GPUs if there are any."""
+def _inventory(variant: str, fleet: Fleet | None = None) -> Machine:
+    """The machine, whether the engine can use its GPUs if there are any, and its workers."""
     machine = replace(probe_machine(), engine_variant=variant)
-    return replace(machine, engine_offload=_gpu_offload()) if machine.gpus else machine
+    if machine.gpus:
+        machine = replace(machine, engine_offload=_gpu_offload())
+    return machine if fleet is None else fleet.joined(machine)
+
+
+def _has_cards(machine: Machine) -> bool:
+    return any(not gpu.worker for gpu in machine.gpus)
+
+
+def _fleet(config: Config) -> Fleet | None:
+    """The workers that answer; every child process learns how to talk to them.
+
+    Raises:
+        ServerError: a worker is named, but the files that it takes are not usable.
+    """
+    engine = config.engine
+    if not engine.workers:
+        return None
+    if engine.key is None or engine.peers is None:
+        raise ServerError(
+            "engine.workers: needs engine.key and engine.peers", hint="see docs/scaling.md"
+        )
+    try:
+        trust = Trust(Identity(engine.key, engine.peers), server=False)
+    except WorkerError as error:
+        raise ServerError(str(error), hint=error.hint) from error
+    os.environ[KEY_VARIABLE] = str(engine.key.absolute())
+    os.environ[PEERS_VARIABLE] = str(engine.peers.absolute())
+    fleet = Fleet(engine.workers, trust, tell=LOG.warning)
+    for address in fleet.reached:
+        LOG.info("worker %s: there", address)
+    return fleet
 
 
 @functools.cache

@@ -64,6 +64,9 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
         "crashes": "Show how models' runners have crashed.",
         "trust": "Whom this site trusts to sign bundles.",
     },
+    "worker": {
+        "worker": "Lend this machine's memory and processors to another one's models.",
+    },
     "talk": {
         "run": "Ask a model, once or in a conversation.",
         "ps": "Show the models in memory, where they lie, and until when.",

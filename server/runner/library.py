@@ -136,6 +136,9 @@ class Engine:
         self._readable = 0
         answer: int = LIB.llama_decode(self._context, self.batch.native)
         if answer == OK:
+            # GPUs and workers go on by themselves. `logits` would wait for them with the
+            # interpreter's lock, which the threads of a tunnel to a worker need.
+            LIB.llama_synchronize(self._context)
             self._readable = outputs
         return answer
 

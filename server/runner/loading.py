@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hwprobe.errors import WorkerError
+from hwprobe.remote.devices import device_list
 from hwprobe.settings import PROPOSED_ROWS, EngineSettings, KvType
 from server.errors import LoadFailedError
 from server.runner.native import LIB, LOG
@@ -42,6 +44,9 @@ def load_model(path: Path, settings: EngineSettings, on_progress: Callable[[floa
         first = _Override(settings.expert_pattern.encode(), plain())
         overrides = (_Override * 2)(first, _Override(None, None))  # held until the load is over
         params.tensor_buft_overrides = ctypes.addressof(overrides)
+    if settings.workers and settings.num_gpu:
+        remote = worker_devices(settings.workers)
+        params.devices = ctypes.addressof(remote)
     if settings.tensor_split:
         shares = (ctypes.c_float * LIB.llama_max_devices())(*settings.tensor_split)
         params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
@@ -52,6 +57,18 @@ def load_model(path: Path, settings: EngineSettings, on_progress: Callable[[floa
     if not model:
         raise refused("the engine could not load the model")
     return model
+
+
+def worker_devices(addresses: Sequence[str]) -> Any:
+    """The engine's devices for workers, as a list that ends with nothing.
+
+    Raises:
+        LoadFailedError: one of them cannot be used.
+    """
+    try:
+        return device_list(LIB._lib, addresses)  # noqa: SLF001 - not among the bindings
+    except WorkerError as error:
+        raise LoadFailedError(str(error), hint=error.hint) from error
 
 
 def open_context(model: Any, settings: EngineSettings, *, abort_flag: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from llama_cpp import llama_cpp as _bindings
 
+from hwprobe.remote.devices import lost_workers
 from server.runner.autopsy import ASSERTION
 
 LIB: Any = _bindings
@@ -140,7 +141,10 @@ def tell_aborts(descriptor: int) -> None:
     """
 
     def write(text: bytes | None) -> None:
-        os.write(descriptor, ASSERTION + (text or b"").replace(b"\n", b" ") + b"\n")
+        said = (text or b"").replace(b"\n", b" ")
+        if lost := lost_workers():  # what the engine says then does not name them
+            said = f"{lost}: ".encode() + said
+        os.write(descriptor, ASSERTION + said + b"\n")
 
     callback = _ABORT_CALLBACK(write)
     setter = LIB._lib.ggml_set_abort_callback  # noqa: SLF001 - the bindings' own handle

@@ -366,7 +366,11 @@ def _decode(line: bytes, kinds: dict[str, type[Any]], tag: str) -> object:
         if kind is Load:
             settings = fields["settings"]
             fields["settings"] = EngineSettings(
-                **{**settings, "tensor_split": tuple(settings["tensor_split"])}
+                **{
+                    **settings,
+                    "tensor_split": tuple(settings["tensor_split"]),
+                    "workers": tuple(settings["workers"]),
+                }
             )
             fields["adapters"] = tuple((path, scale) for path, scale in fields["adapters"])
             if fields["keepsakes"] is not None:

@@ -19,7 +19,7 @@ PACKAGES = ("hwprobe", "bundler", "appliance", "server")
 OWNERS = {
     "psutil": {"hwprobe.inventory.cpu"},
     "pynvml": {"hwprobe.inventory.nvidia"},
-    "cryptography": {"bundler.format.keys", "bundler.format.pkcs8"},
+    "cryptography": {f"bundler.format.{name}" for name in ("certificates", "keys", "pkcs8")},
     "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "llguidance": {"server.runner.grammar"},
@@ -37,7 +37,8 @@ OWNERS = {
 """Third-party package → the only modules that import it (docs/architecture.md)."""
 
 ENGINE_CHILDREN = re.compile(
-    r"hwprobe\.(dryrun|trying)|bundler\.quantize_child|server\.runner\.\w+"
+    r"hwprobe\.(dryrun|trying|remote\.child|remote\.devices)|bundler\.quantize_child"
+    r"|server\.runner\.\w+"
 )
 
 

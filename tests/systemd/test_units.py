@@ -105,6 +105,16 @@ def test_drop_ins_open_devices_and_nothing_else(name: str) -> None:
     }
 
 
+def test_the_drop_in_for_workers_opens_the_network_to_named_addresses_only() -> None:
+    found = settings(ROOT / "systemd" / "workers.conf")
+    assert {key for _, key, _ in found} == {
+        "PrivateNetwork",
+        "RestrictAddressFamilies",
+        "IPAddressAllow",
+    }
+    assert [value for _, key, value in found if key == "IPAddressAllow"] == ["localhost"]
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A root with our units, the commands they start, and systemd's own targets."""
