@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from appliance.cli import run
-from tests.fakes.projectors import SIDE, TOKENS, png, png_of, write_projector
+from tests.fakes.projectors import SIDE, TOKENS, Kind, png, png_of, write_projector
+from tests.fakes.random_models import WIDE, write_random
 from tests.functional.live import LiveServer, put_model
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
@@ -27,6 +28,10 @@ ASK = "What colour is it?"
 GREEDY: Any = {"temperature": 0, "num_predict": 8}
 
 pytestmark = pytest.mark.engine
+
+
+KINDS: list[tuple[str, Kind]] = [("sectioned", "qwen2vl_merger"), ("sighted", "gemma3")]
+"""Models and projectors whose pictures are placed, or computed, in another way."""
 
 
 def coded(data: bytes) -> str:
@@ -263,6 +268,24 @@ def test_model_made_of_a_modelfile_sees_in_every_dialect(
         assert ask(RED)
         assert ask(RED) != ask(HALF)
     assert native(RED) == compatible(RED)
+
+
+@pytest.mark.parametrize(("model", "kind"), KINDS)
+def test_models_of_other_kinds_see(
+    server: LiveServer, tmp_path: Path, model: str, kind: Kind
+) -> None:
+    weights = write_random(model, tmp_path / "m.gguf").read_bytes()
+    eyes = write_projector(tmp_path / "p.gguf", kind=kind, width=WIDE).read_bytes()
+    put_model(server.store, model, tmp_path, weights=weights, projector=eyes)
+    assert "vision" in server.post("/api/show", model=model)[1]["capabilities"]
+    wish = {"model": model, "prompt": "It is [img] red", "raw": True, "stream": False}
+    counts, answers = set(), set()
+    for image in (RED, HALF):
+        status, answer = server.post("/api/generate", **wish, options=GREEDY, images=[coded(image)])
+        assert status == 200, answer
+        counts.add(answer["prompt_eval_count"])
+        answers.add(answer["response"])
+    assert (len(counts), len(answers)) == (1, 2)
 
 
 BROKEN = [
