@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -75,3 +76,28 @@ def site_lines(manifest: Manifest, machine: Machine, label: str) -> tuple[str, .
     except DoesNotFitError as error:
         return (f"for {label}: {error}",)
     return (f"for {label}:", *(f"  {line}" for line in placement_lines(placement, machine)))
+
+
+def advice_lines(
+    choices: Sequence[Candidate], sites: Sequence[tuple[str, Machine]]
+) -> tuple[str, ...]:
+    """Which variants are worth carrying: a line each, with the sites that would take it.
+
+    Args:
+        choices: the variants of one model.
+        sites: label and machine of each site.
+    """
+    takers: dict[str, list[str]] = {one.variant: [] for one in choices}
+    left_out = []
+    for label, machine in sites:
+        try:
+            takers[place(machine, choices, Wish()).variant].append(label)
+        except DoesNotFitError:
+            left_out.append(label)
+    lines = [
+        f"variant {variant}: "
+        + (f"for {', '.join(labels)}" if labels else "no site takes it; it could stay here")
+        for variant, labels in takers.items()
+    ]
+    lines += [f"no variant fits {label}; a smaller one would have to be made" for label in left_out]
+    return tuple(lines)

@@ -385,6 +385,7 @@ class Scheduler:
             if not self._core.resized(load_id, choice.settings, choice.need_bytes):
                 return False
             slot.need_bytes, slot.settings = choice.need_bytes, choice.settings
+            self._perform(self._core.tick(self._clock()))  # what it gave up others may have
         return True
 
     def _learn(self, slot: _Slot, runner: Runner) -> None:

@@ -26,7 +26,7 @@ from bundler.proving import prove_capacity
 from bundler.removable import is_removable
 from bundler.screen import screen_progress
 from bundler.sequence import remember, with_sequence
-from bundler.site import read_site, site_lines
+from bundler.site import advice_lines, candidates, read_site, site_lines
 from bundler.source.gguf_file import open_gguf
 from bundler.source.local import open_adapter
 from bundler.source.ollama_store import default_stores
@@ -248,6 +248,8 @@ def pack(
         print("not signed: no target takes it before satchel-bundle sign")
     for label, machine in sites:
         print("\n".join(site_lines(packed.manifest, machine, label)))
+    if sites:
+        print("\n".join(advice_lines(candidates(packed.manifest), sites)))
     count = volume_count(packed.manifest)
     for number in range(1, count + 1) if volume_size else ():
         print(f"volume     {packed.request.volume_root(number)} ({number} of {count})")

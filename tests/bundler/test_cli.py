@@ -13,7 +13,12 @@ import pytest
 
 from bundler.cli import run
 from bundler.format.keys import PublicKey
+from bundler.site import advice_lines
+from hwprobe.gguf import model_profile, read_header
+from hwprobe.machine import Machine, Memory
+from hwprobe.verdict import Candidate
 from tests.fakes.forge import flip, forge, tiny_model, unpack
+from tests.fakes.synthetic_models import write_family
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,6 +202,27 @@ def test_which_variant_fits_a_site_is_said(desk: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "for site.json:" in out
     assert "f32" in out.partition("for site.json:")[2]
+    assert "variant f32: for site.json" in out
+
+
+def test_variants_that_no_site_takes_are_named(tmp_path: Path) -> None:
+    """Two sites, three variants: one each, and one for nobody; a third site gets nothing."""
+    choices = []
+    for kind in ("Q8_0", "Q6_K", "Q4_K"):
+        (tmp_path / kind).mkdir()
+        file = write_family("llama-8b", tmp_path / kind, ggml_type=kind, output_type=kind)
+        choices.append(Candidate(variant=kind, profile=model_profile(read_header(file))))
+    sizes = (("big.json", 64), ("small.json", 7), ("tiny.json", 1))
+    sites = [
+        (label, Machine(memory=Memory(total_bytes=gib << 30, available_bytes=gib << 30)))
+        for label, gib in sizes
+    ]
+    assert advice_lines(choices, sites) == (
+        "variant Q8_0: for big.json",
+        "variant Q6_K: no site takes it; it could stay here",
+        "variant Q4_K: for small.json",
+        "no variant fits tiny.json; a smaller one would have to be made",
+    )
 
 
 @pytest.mark.faults

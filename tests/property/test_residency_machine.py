@@ -73,6 +73,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.waiting: dict[Ticket, Request] = {}
         self.seen: dict[LoadId, Seen] = {}
         self.draining = False
+        self.budgets = dict(BUDGETS)
 
     # --- the bookkeeper -------------------------------------------------------------------------
 
@@ -91,6 +92,9 @@ class ResidencyMachine(RuleBasedStateMachine):
                 self.seen[effect.load_id] = Seen(
                     request=effect.request, need=dict(effect.choice.need_bytes)
                 )
+                for pool, amount in effect.choice.need_bytes.items():
+                    held = sum(seen.need.get(pool, 0) for seen in self.seen.values())
+                    assert not amount or held <= self.budgets[pool], "loaded beyond what there is"
             case Unload():
                 seen = self.seen[effect.load_id]
                 assert seen.phase is Phase.READY
@@ -119,7 +123,7 @@ class ResidencyMachine(RuleBasedStateMachine):
                 pinned = any(
                     s.request.pinned and s.phase is not Phase.UNLOADING for s in self.seen.values()
                 )
-                assert pinned or request.key == "too big"
+                assert pinned or request.key == "too big" or self.budgets != BUDGETS
             case Reason.LOAD_FAILED:
                 assert request.key in self.failing
 
@@ -246,6 +250,21 @@ class ResidencyMachine(RuleBasedStateMachine):
         del self.waiting[ticket]
         self.carry_out(self.core.cancelled(self.now, ticket))
 
+    @precondition(lambda self: self.in_phase(Phase.LOADING))
+    @rule(data=st.data(), need=st.integers(0, 10), pool=st.sampled_from(["host", "gpu0"]))
+    def loads_smaller(self, data: st.DataObject, need: int, pool: str) -> None:
+        """The engine got no memory; what is tried next may need more of another pool."""
+        load_id = data.draw(st.sampled_from(self.in_phase(Phase.LOADING)))
+        if self.core.resized(load_id, EngineSettings(num_ctx=256), {pool: need}):
+            self.seen[load_id].need = {pool: need}
+        self.carry_out(self.core.tick(self.now))
+
+    @rule(host=st.integers(0, 10), gpu0=st.integers(0, 6))
+    def memory_is_measured(self, host: int, gpu0: int) -> None:
+        """Other programs took memory, or gave it back."""
+        self.budgets = {"host": host, "gpu0": gpu0}
+        self.carry_out(self.core.measured(self.now, self.budgets))
+
     @rule(seconds=st.sampled_from([0.5, 3.0, 6.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
@@ -324,7 +343,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         first = next(iter(self.waiting.values()))
         if any(seen.request.key == first.key for seen in self.seen.values()):
             return
-        free = Counter(BUDGETS)
+        free = Counter(self.budgets)
         for seen in self.seen.values():
             free.subtract(seen.need)
         fits = any(
