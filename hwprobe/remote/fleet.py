@@ -43,7 +43,7 @@ class Fleet:
 
         A worker that does not answer now has no memory free.
         """
-        if machine.planned_gpus or not self.reached:
+        if machine.planned_gpus or machine.unified_gpus or not self.reached:
             return machine
         offers = self._offers(self.reached)
         free = {one: offers[one].memory_bytes if one in offers else 0 for one in self.reached}

@@ -287,6 +287,8 @@ def test_a_machine_with_a_gpu_uses_that(fleet: tuple[Fleet, Asking, list[str]]) 
     card = Gpu(index=0, total_bytes=1 << 30, free_bytes=1 << 30)
     has_one = replace(plain(), gpus=(card,), engine_offload=True)
     assert fleet[0].joined(has_one) is has_one
+    shared = replace(has_one, gpus=(Gpu(index=0, unified=True),))
+    assert fleet[0].joined(shared) is shared
 
 
 def plain() -> Machine:
