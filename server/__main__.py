@@ -17,9 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
 
 from appliance.config import Config
 from appliance.crashes import CrashFolder
@@ -42,33 +40,27 @@ from hwprobe.remote.fleet import Fleet
 from hwprobe.remote.tls import Identity, Trust
 from hwprobe.variants import choose_variant
 from hwprobe.verdicts import EngineRecords
-from server.access import KeyRing, Keys, load_keys, refuse_public_without_keys
+from server.access import KeyRing, Keys, load_keys
 from server.answer import Answerer
 from server.api.blobs import CreatePolicy
 from server.api.guard import GuardPolicy
 from server.app import create_admin_app, create_app
+from server.arguments import PROGRAM, flags, read_arguments
 from server.catalogue import Catalogue
 from server.coroner import Coroner
 from server.desk import Desk
 from server.errors import ServerError
 from server.experience import Experience, private_bytes_of
 from server.jobs import Jobs
-from server.listener import (
-    Listener,
-    ListenerLimits,
-    bind,
-    bind_unix,
-    inherited_sockets,
-    threads_needed,
-)
+from server.listener import Listener, ListenerLimits, threads_needed
 from server.manager import Manager, this_manager
 from server.planner import Machines, Planner, SelfTest
 from server.runner.process import Runner, RunnerLimits
 from server.runner.tidying import sweep
 from server.scheduler import Scheduler, SchedulerLimits
 from server.shelving import Shelving
+from server.sockets import is_loopback, listening
 
-PROGRAM = "satchel-server"
 LOG = logging.getLogger("satchel.server")
 
 MAX_IN_FLIGHT = 64
@@ -87,7 +79,7 @@ STOP_SPARE_S = 15.0
 def main() -> None:
     """Entry point; exits with the codes of docs/exit-codes.md."""
     try:
-        serve(_arguments(sys.argv[1:]), os.environ)
+        serve(read_arguments(sys.argv[1:]), os.environ)
     except (ServerError, AppError, ProbeError) as error:
         sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         if error.hint:
@@ -108,7 +100,7 @@ def serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
         AppError: the configuration or the store does.
     """
     _log_to_stderr(arguments.log_level)
-    config = Config.load(file=arguments.config, environ=environ, flags=_flags(arguments))
+    config = Config.load(file=arguments.config, environ=environ, flags=flags(arguments))
     for line in config.warnings:
         LOG.warning("%s", line)
     keys = load_keys(config.server.api_keys_file)
@@ -116,7 +108,7 @@ def serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     for fault in store.survey().faults:
         LOG.warning("%s is not usable: %s", fault.path, fault.reason)
     fleet = _fleet(config)
-    sockets, admin = _sockets(config, keys, environ)
+    sockets, admin = listening(config, keys, environ)
     manager = this_manager()
     _run(
         config,
@@ -215,7 +207,7 @@ def _run(
         request_timeout_s=config.server.request_timeout_s,
         isolated=not config.cache.share_across_keys,
     )
-    loopback = all(_is_loopback(sock) for sock in sockets)
+    loopback = all(is_loopback(sock) for sock in sockets)
     ring = KeyRing(keys)
     guard = GuardPolicy(
         loopback=loopback,
@@ -249,7 +241,7 @@ def _run(
             max_body_bytes=config.limits.max_body_bytes,
             creation=_create_policy(config),
             jobs=Jobs.of(
-                arguments.config, {**_flags(arguments), "store.path": str(config.store.path)}
+                arguments.config, {**flags(arguments), "store.path": str(config.store.path)}
             ),
         ),
         sockets=sockets,
@@ -315,51 +307,6 @@ def _create_policy(config: Config) -> CreatePolicy:
     )
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog=PROGRAM, description="Serve installed models with an Ollama- and OpenAI-like API."
-    )
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="TCP port (default 11434); 0 takes a free one")
-    parser.add_argument("--store", help="directory of the store")
-    parser.add_argument("--config", type=Path, help="configuration file")
-    parser.add_argument("--admin-socket", help="Unix socket for health and administration")
-    parser.add_argument("--api-keys-file", help="file with one key digest per line")
-    parser.add_argument(
-        "--log-requests", action="store_true", default=None, help="one line per request on stderr"
-    )
-    parser.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="least severe line to print (default info)",
-    )
-    parser.add_argument(
-        "--ready-file", type=Path, help="file to write the addresses to once listening"
-    )
-    parser.add_argument(
-        "-v", "--version", action="version", version=f"{PROGRAM} {version('satchel')}"
-    )
-    return parser.parse_args(words)
-
-
-def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Flags by the names of the settings they override."""
-    return {
-        "server.host": arguments.host,
-        "server.port": arguments.port,
-        "store.path": _absolute(arguments.store),
-        "server.admin_socket": _absolute(arguments.admin_socket),
-        "server.api_keys_file": _absolute(arguments.api_keys_file),
-        "server.log_requests": arguments.log_requests,
-    }
-
-
-def _absolute(path: str | None) -> str | None:
-    """What is typed is relative to where it is typed."""
-    return str(Path(path).absolute()) if path else None
-
-
 def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainLine())
@@ -368,14 +315,6 @@ def _log_to_stderr(level: str) -> None:
     root.setLevel(level.upper())
     # The library's own lines repeat what ours say, or alarm about clients that leave.
     logging.getLogger("waitress").setLevel(logging.ERROR)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the command line as all our commands do."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line, a hint, code 2."""
-        self.exit(2, f"{PROGRAM}: error: {message}\n{PROGRAM}: hint: see: {PROGRAM} --help\n")
 
 
 class _PlainLine(logging.Formatter):
@@ -462,51 +401,6 @@ def _free_gpu_bytes() -> dict[str, int]:
 
 def _gpu_names(machine: Machine) -> tuple[str, ...]:
     return tuple(gpu.name for gpu in machine.gpus)
-
-
-_Sockets = tuple[socket.socket, ...]
-
-
-def _sockets(config: Config, keys: Keys, environ: Mapping[str, str]) -> tuple[_Sockets, _Sockets]:
-    """Main and administrative sockets, the service manager's before our own.
-
-    A Unix socket that comes along with a TCP one is for administration.
-
-    Raises:
-        ServerError: others could reach the server and there are no keys, or it cannot listen.
-    """
-    inherited = inherited_sockets(
-        listen_pid=environ.get("LISTEN_PID", ""), listen_fds=environ.get("LISTEN_FDS", "")
-    )
-    for sock in inherited:
-        _refuse_public(sock, keys)
-    local = tuple(sock for sock in inherited if sock.family == socket.AF_UNIX)
-    main = tuple(sock for sock in inherited if sock.family != socket.AF_UNIX)
-    if inherited and not main:
-        main, local = local, ()
-    if not main:
-        refuse_public_without_keys(config.server.host, keys)
-        main = (bind(config.server.host, config.server.port),)
-        _refuse_public(main[0], keys)  # names may stand for other addresses than they should
-    if not local and config.server.admin_socket is not None:
-        local = (bind_unix(config.server.admin_socket),)
-    return main, local
-
-
-def _refuse_public(sock: socket.socket, keys: Keys) -> None:
-    if not _is_loopback(sock):
-        try:
-            refuse_public_without_keys(str(sock.getsockname()[0]), keys)
-        except ServerError:
-            sock.close()
-            raise
-
-
-def _is_loopback(sock: socket.socket) -> bool:
-    if sock.family == socket.AF_UNIX:
-        return True
-    host = str(sock.getsockname()[0])
-    return host == "::1" or host.startswith("127.")
 
 
 def _announce(addresses: Sequence[str], ready_file: Path | None) -> None:

@@ -205,8 +205,8 @@ def test_the_packer_tells_json(
 def test_a_key_file_is_relative_to_where_it_is_typed(tmp_path: Path) -> None:
     code = (
         "import os; os.chdir(os.sys.argv.pop(1));"
-        "from server.__main__ import _arguments, _flags;"
-        "print(_flags(_arguments(['--api-keys-file', 'keys']))['server.api_keys_file'])"
+        "from server.arguments import flags, read_arguments;"
+        "print(flags(read_arguments(['--api-keys-file', 'keys']))['server.api_keys_file'])"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, str(tmp_path)],

@@ -24,9 +24,9 @@ from appliance.model import CONFIG_MEDIA, LAYER_MEDIA, encode_image
 from appliance.store import Store
 from bundler.format.digest import Descriptor
 from bundler.format.name import ModelName
-from server.__main__ import _sockets
 from server.access import Keys
 from server.errors import ServerError
+from server.sockets import listening
 
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
 CHAT = {
@@ -265,7 +265,7 @@ def test_name_that_stands_for_another_address_is_refused(
         flags={"server.host": "x.localhost", "server.port": 0, "store.path": str(tmp_path)},
     )
     with pytest.raises(ServerError, match=r"listening on 0\.0\.0\.0 lets other machines in"):
-        _sockets(config, Keys(), {})
+        listening(config, Keys(), {})
 
 
 def heard(manager: socket.socket, wanted: str) -> None:
