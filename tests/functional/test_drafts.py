@@ -97,6 +97,9 @@ def test_a_draft_of_another_vocabulary_is_not_packed(
     pack = ["pack", str(DEMO), "--name", "demo", "--key", "release.key", "--out", "stick"]
     assert bundle([*pack, "--draft", str(other)]) == 1
     assert "expected the model's vocabulary, found another" in capsys.readouterr().err
+    (tmp_path / "Modelfile").write_text("FROM demo\nDRAFT ./other.gguf\n")
+    assert bundle([*pack, "--modelfile", "Modelfile"]) == 1
+    assert "expected the model's vocabulary, found another" in capsys.readouterr().err
     assert not list((tmp_path / "stick").iterdir())
 
 
