@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bundler.format import envelope
 from bundler.format.consent import (
     APPROVAL_TYPE,
     PERMIT_TYPE,
     Approval,
     Permit,
     approve,
+    parse_permit,
     permit,
     verify_approval,
     verify_permit,
@@ -103,3 +107,26 @@ def test_any_signed_bytes_are_a_consent_or_refused(noise: bytes) -> None:
             verify_permit(data, ROLE)
         with pytest.raises(BundleError):
             verify_approval(data, ROLE, statement=APPROVAL.statement, site="site-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("permits", "sha256:1", "sha256"),
+        ("channel", "A B", "text of the form"),
+        ("seq", 0, "an integer"),
+        ("instead_of", 0, "an integer"),
+        ("audience", [], "a list"),
+        ("audience", ["a"] * 1025, "a list"),
+        ("audience", ["A B"], "text of the form"),
+        ("issued", "2026-1-22T00:00:00Z", "text of the form"),
+        ("expires", "2026-02-30T00:00:00Z", "a time"),
+    ],
+)
+def test_a_field_of_a_permit_ends_at_its_bound(name: str, value: object, expected: str) -> None:
+    members = json.loads(envelope.parse(permit(PERMIT, []), payload_type=PERMIT_TYPE).payload)
+    assert parse_permit(json.dumps(members).encode()) == PERMIT
+    with pytest.raises(ConsentError) as caught:
+        parse_permit(json.dumps({**members, name: value}).encode())
+    assert caught.value.at.split("[")[0] == name
+    assert expected in caught.value.expected
