@@ -111,6 +111,16 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
         join([])
 
 
+def test_a_text_longer_than_any_code_is_refused() -> None:
+    from bundler.format import paper
+
+    text = "SATCHELQ1AAAAAA0101" + "A" * MOST_CHARACTERS
+    with pytest.raises(PaperError, match="a text of ours"):
+        read_part(text + paper._sum(text.encode(), 4))
+    with pytest.raises(PaperError, match="a text of ours"):
+        read_part("S\u00c4TCHELQ1")
+
+
 def test_what_needs_too_many_texts_is_refused() -> None:
     with pytest.raises(PaperError, match="at most 99 parts"):
         split(random.Random(1).randbytes(5000), characters=LEAST_CHARACTERS)
