@@ -17,10 +17,9 @@ from hwprobe.calibrate import keep_calibration, learn_from, machine_identity, re
 from hwprobe.completion import ASK, SHELLS, answer, script
 from hwprobe.decision import MAX_RECORD_BYTES, Question, decide, record_of, replayed
 from hwprobe.decoding import parsed
-from hwprobe.engine import dry_run, engine_info
+from hwprobe.engine import dry_run_both, engine_info
 from hwprobe.errors import DoesNotFitError, EngineCheckError, GgufError, ProbeError, io_sentence
-from hwprobe.fit import candidates_at
-from hwprobe.gguf import model_profile, read_header
+from hwprobe.fit import candidates_at, drafted_candidate
 from hwprobe.inventory.disk import read_speed
 from hwprobe.machine import Machine
 from hwprobe.probing import probe_machine
@@ -109,6 +108,9 @@ def fit(
     slots: Annotated[int | None, typer.Option(min=1, help="Requests at the same time.")] = None,
     kv: Annotated[str | None, typer.Option(help="Cache type: f16, q8_0 or q4_0.")] = None,
     num_gpu: Annotated[int | None, typer.Option(help="Layers on GPUs; -1: all that fit.")] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="A draft model to load beside it (GGUF file only).")
+    ] = None,
     site: Annotated[
         Path | None, typer.Option("--for", help="Site report of the machine to decide for.")
     ] = None,
@@ -134,7 +136,8 @@ def fit(
         raise typer.BadParameter(f"expected one of {', '.join(get_args(KvType))}, found {kv!r}")
     wish = Wish(num_ctx=ctx, slots=slots, kv_type=kv, num_gpu=num_gpu)  # type: ignore[arg-type]
     machine = _deciding_for(path, models, site=site, root=root)
-    question = Question(machine=machine, candidates=candidates_at(path), wish=wish)
+    candidates = (drafted_candidate(path, draft),) if draft else candidates_at(path)
+    question = Question(machine=machine, candidates=candidates, wish=wish)
     if record_file is not None:
         record_file.write_bytes(record_of(question))
     try:
@@ -145,8 +148,9 @@ def fit(
             print(json.dumps({"fits": False, "rejected": rejected}, indent=1))
         raise
     if measure and path.is_file():
-        profile = model_profile(read_header(path))
-        placement = replace(placement, estimate=dry_run(path, profile, placement.settings))
+        (candidate,) = candidates
+        need = dry_run_both(path, draft or path, candidate.profile, placement.settings)
+        placement = replace(placement, estimate=need)
     if as_json:
         print(json.dumps({"fits": True, **placement_to_json(placement)}, indent=1))
         return

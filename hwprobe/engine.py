@@ -16,7 +16,15 @@ from typing import Any, Final
 
 from hwprobe.child import Ended, asked_child
 from hwprobe.errors import EngineCheckError
-from hwprobe.estimate import MemoryEstimate, estimate, with_measured
+from hwprobe.estimate import (
+    DRAFT,
+    PROGRAM,
+    MemoryEstimate,
+    MemoryTerm,
+    draft_settings,
+    estimate,
+    with_measured,
+)
 from hwprobe.profile import ModelProfile
 from hwprobe.settings import EngineSettings
 from hwprobe.verdicts import EngineRecords, EngineVerdict
@@ -89,6 +97,30 @@ def dry_run(
     """
     (measured,) = dry_runs(model_path, profile, [settings], timeout_s=timeout_s)
     return measured
+
+
+def dry_run_both(
+    model_path: Path, draft_path: Path, profile: ModelProfile, settings: EngineSettings
+) -> MemoryEstimate:
+    """`dry_run` of a model and of the draft model that its profile has.
+
+    Raises:
+        EngineCheckError: as `dry_run`, for either of them.
+    """
+    whole = dry_run(model_path, profile, settings)
+    if profile.draft is None:
+        return whole
+    small = dry_run(draft_path, profile.draft, draft_settings(settings, profile.draft))
+    beside = [
+        MemoryTerm(
+            pool=pool,
+            name=DRAFT,
+            size_bytes=small.total_bytes(pool) - small.term_bytes(PROGRAM, pool),
+        )
+        for pool in small.pools
+    ]
+    kept = [term for term in whole.terms if term.name != DRAFT]
+    return MemoryEstimate(terms=(*kept, *beside), measured=True)
 
 
 def dry_runs(

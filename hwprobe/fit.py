@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
+from hwprobe.draft import check_draft, drafted
 from hwprobe.errors import ProbeError
 from hwprobe.gguf import model_profile, read_header
 from hwprobe.machine import Machine
@@ -45,6 +46,22 @@ def candidates_at(path: Path) -> tuple[Candidate, ...]:
             hint="name a GGUF file, a directory of them, or a bundle",
         )
     return tuple(_candidate(file) for file in files)
+
+
+def drafted_candidate(path: Path, draft: Path) -> Candidate:
+    """The model in a file with a draft model beside it.
+
+    Raises:
+        DraftError: they do not go together.
+        GgufError: a file is no usable GGUF.
+        ProbeError: it is no file.
+        OSError: a file cannot be read.
+    """
+    if path.is_dir():
+        raise ProbeError("draft: expected one GGUF file to go with, found a directory")
+    model, small = read_header(path), read_header(draft)
+    check_draft(small, model)
+    return Candidate(variant=path.stem, profile=drafted(model_profile(model), small))
 
 
 def fit_candidates(

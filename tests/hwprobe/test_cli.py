@@ -171,3 +171,20 @@ def test_report_shows_the_machine_and_its_json_is_a_site_report(tmp_path: Path) 
     site.write_text(_probe("report", "--json").stdout)
     done = _probe("fit", DEMO, "--for", site)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.engine
+def test_a_draft_model_is_counted_and_measured(tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(DEMO.read_bytes().replace(b"<|im_start|>", b"<|im_stort|>"))
+    refused = _probe("fit", DEMO, "--draft", other)
+    assert refused.returncode == 1
+    assert "expected the model's vocabulary, found another" in refused.stderr
+    sums = []
+    for more in ((), ("--measure",)):
+        asked = _probe("fit", DEMO, "--draft", DEMO, "--ctx", "2048", "--json", *more)
+        assert asked.returncode == 0, asked.stderr
+        host = json.loads(asked.stdout)["estimate"]["pools"]["host"]
+        sums.append((host["draft model"], host["total"]))
+    for formula, measured in zip(*sums, strict=True):
+        assert measured == pytest.approx(formula, rel=0.1)
