@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from appliance import outgoing
 from appliance.copying import file_digest
 from appliance.errors import AppError, PushError, RequestError, StoreCorruptError
+from appliance.evidence import kept_evidence
 from appliance.journal import Journal
 from appliance.layout import Paths
 from appliance.model import InstalledModel, parse_image
@@ -154,7 +155,15 @@ def _write_gguf(
     leaving: Sequence[_Leaving], out: Path, store: Store, tell: Tell
 ) -> tuple[Exported, ...]:
     texts = {one.stem: out / f"{one.stem}.Modelfile" for one in leaving if one.modelfile}
+    papers = {
+        one.stem: {
+            out / f"{one.stem}.{name}": data
+            for name, data in kept_evidence(store.paths, one.model.digest).items()
+        }
+        for one in leaving
+    }
     places = [out / file.name for one in leaving for file in one.files] + list(texts.values())
+    places += [place for found in papers.values() for place in found]
     for path in places:
         if path.is_symlink() or path.exists():
             raise outgoing.taken(path)
@@ -169,6 +178,9 @@ def _write_gguf(
                 staged.append((outgoing.stage(data, place), place))
         if one.modelfile:
             staged.append((outgoing.stage([one.modelfile], texts[one.stem]), texts[one.stem]))
+        staged += [
+            (outgoing.stage([data], place), place) for place, data in papers[one.stem].items()
+        ]
         for temporary, place in staged:
             outgoing.reveal(temporary, place)
         paths = tuple(place for _, place in staged)

@@ -29,6 +29,7 @@ from appliance.admission import (
 from appliance.admission import verify_envelope as verify_signatures
 from appliance.bringing import bring, hold
 from appliance.errors import AppError, ApprovalMissingError, NotAcceptedError
+from appliance.evidence import keep_evidence
 from appliance.intake import Arrival, Intake, plan_intake
 from appliance.journal import Journal
 from appliance.media import open_media
@@ -254,6 +255,7 @@ def _install(
     if changed:
         with writer.promising(planned.manifest for planned in plan.names):
             for planned in plan.names:
+                keep_evidence(site.store.paths, Digest.of(planned.manifest), planned.documents)
                 origin = Origin(provenance=_provenance(planned, admitted, site))
                 writer.point(planned.name, planned.manifest, origin=origin, keep=keep)
     # 9. The journal, the receipt, the channel's counter.

@@ -5,14 +5,15 @@ Step 6 of docs/bundle-format.md, section 8. Reads the medium and the store; writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from appliance import copying, gate
 from appliance.admission import Admitted, check_owner
 from appliance.choice import Choice, Install, choose, profile_of, wish_for
 from appliance.errors import RequestError, UnusableModelError
+from appliance.evidence import read_evidence
 from appliance.local import check_local
 from appliance.reading import Source
 from appliance.room import check_room
@@ -35,6 +36,7 @@ class Arrival:
     Attributes:
         checks: its signed acceptance checks, if any.
         settings: how it will be served, where that is known.
+        documents: what came with it besides, by name.
     """
 
     name: ModelName
@@ -46,6 +48,7 @@ class Arrival:
     manifest: bytes
     checks: tuple[Check, ...] = ()
     settings: EngineSettings | None = None
+    documents: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -129,6 +132,7 @@ def _planned(
     images = {(one.model, one.variant): one for one in read_images(manifest.extensions)}
     for choice in choices:
         layers = gate.read_layers(bundle, manifest, choice.model)
+        documents = read_evidence(bundle, manifest, choice.model)
         for install in choice.installs:
             if install.name.folded() in taken:
                 raise RequestError(
@@ -147,6 +151,7 @@ def _planned(
                 arrival,
                 checks=_checks(bundle, manifest, install.variant),
                 settings=place.settings if place else None,
+                documents=documents,
             )
 
 

@@ -19,6 +19,7 @@
     satchel/lock                                    held by whoever writes
     satchel/previous/<host>/<namespace>/<model>/<tag>/<n>.json
                                                     manifests that a name stood for before
+    satchel/evidence/sha256-<manifest hex>/         documents that came with a model
     satchel/device.key                              signs receipts and inventories, 0600
     satchel/scrub.json                              how far the last scrub is, and what it found
 
@@ -122,6 +123,10 @@ class Paths:
     def previous(self) -> Path:
         """Manifests that names stood for before, see `appliance.previous`."""
         return self.root / "satchel" / "previous"
+
+    def evidence(self, manifest: Digest) -> Path:
+        """The documents that came with the model of this manifest."""
+        return self.root / "satchel" / "evidence" / f"sha256-{manifest.hex}"
 
     @property
     def device_key(self) -> Path:

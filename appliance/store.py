@@ -21,6 +21,7 @@ from pathlib import Path
 from appliance import previous, waiting
 from appliance.catalogue import Catalogue, StoreFault, Survey
 from appliance.errors import AppError, ModelMissingError, StoreBusyError, store_io
+from appliance.evidence import drop_evidence
 from appliance.journal import Journal
 from appliance.model import Origin, parse_image, parse_origin
 from appliance.policyfile import load_policy
@@ -346,6 +347,7 @@ class StoreWriter:
                 record.replace(self._paths.uncounted(manifest))
                 fsio.fsync_dir(self._paths.trust)
             record.unlink(missing_ok=True)
+        drop_evidence(self._paths, manifest)
 
     def _is_counted(self, record: Path) -> bool:
         """Whether the policy knows of the bundle; what says nothing needs no counting."""

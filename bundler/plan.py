@@ -22,6 +22,7 @@ from bundler.format.parity import GROUP
 from bundler.format.statement import CHANNEL_PATTERN
 from bundler.format.strict import Reader, encode_json
 from bundler.layers import Layers
+from bundler.omskey import OmsKey
 from bundler.quantize import check_quantization, estimate_bytes, known_quantization
 from bundler.source.material import OllamaImage
 from bundler.volumes import LABEL, segments_room
@@ -53,6 +54,9 @@ class PackRequest:
         draft: a small model that proposes tokens, for every variant.
         adapters: LoRA adapters that go with every variant.
         roots: envelopes of the chain of trust roots, from version 1; often none.
+        bom: carry a CycloneDX ML-BOM of what is packed.
+        model_card: a document about the model, as it was given.
+        oms_key: signs the files in the form of OpenSSF's model signing.
         accept: make acceptance checks, these or those that are built in; `None` makes none.
         against: what the target holds already; only the rest is packed.
         image: the source's manifest and config in Ollama's store: they keep its id.
@@ -86,6 +90,9 @@ class PackRequest:
     draft: Path | None = None
     adapters: tuple[Path, ...] = ()
     roots: tuple[bytes, ...] = ()
+    bom: bool = False
+    model_card: bytes | None = None
+    oms_key: OmsKey | None = None
     accept: tuple[Wanted, ...] | None = None
     against: Against | None = None
     image: OllamaImage | None = None

@@ -51,6 +51,9 @@ def _beside(request: PackRequest) -> dict[str, Any]:
         "draft": str(source_digest(request.draft, silent)) if request.draft else "",
         "adapters": [str(source_digest(path, silent)) for path in request.adapters],
         "root": len(request.roots),
+        "bom": request.bom,
+        "model_card": str(Digest.of(request.model_card)) if request.model_card else "",
+        "oms": request.oms_key.hint if request.oms_key else "",
         "accept": [
             [one.id, one.kind, one.text, one.max_tokens, one.schema, f"{one.tolerance:.6f}"]
             for one in request.accept

@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+from bundler.evidence import make_evidence
 from bundler.format.carried import CarriedImage, write_images
 from bundler.format.digest import Digest
 from bundler.format.manifest import (
@@ -14,7 +15,6 @@ from bundler.format.manifest import (
     BlobRef,
     Builder,
     BundleInfo,
-    Evidence,
     Layer,
     Manifest,
     Model,
@@ -72,6 +72,8 @@ def make_statement(
         )
         for rank, (variant, _) in enumerate(ranked)
     }
+    evidence, documents = make_evidence(request, stored, companions, sink)
+    blobs |= documents
     model = Model(
         name=request.name,
         version=request.version,
@@ -80,7 +82,7 @@ def make_statement(
         layers=layers,
         variants=tuple(variants[variant.id] for variant, _ in stored),
         modelfile=modelfile,
-        evidence=Evidence(source=request.origin),
+        evidence=evidence,
     )
     every = [*(artifact for _, artifact in stored), *companions]
     by_digest = {artifact.digest: artifact for artifact in every}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ from appliance.cli.frame import (
 )
 from appliance.config import Config
 from appliance.errors import RequestError
+from appliance.evidence import kept_evidence, source_of
 from appliance.model import InstalledModel
 
 
@@ -42,6 +45,9 @@ def show_command(
     parameters: Annotated[bool, typer.Option("--parameters", help="Only the parameters.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Only the template.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Only the system message.")] = False,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Where it came from, and what came with it.")
+    ] = False,
     placement: Annotated[
         bool, typer.Option("--placement", help="How it would run on this machine now.")
     ] = False,
@@ -51,15 +57,18 @@ def show_command(
     json_: JsonOption = False,
 ) -> None:
     """Show what a model is."""
-    if sum((license_, modelfile_, parameters, template, system, placement)) > 1:
+    if sum((license_, modelfile_, parameters, template, system, placement, provenance)) > 1:
         raise RequestError(
-            "expected one of --license, --modelfile, --parameters, --placement, --system, "
-            "--template, found several"
+            "expected one of --license, --modelfile, --parameters, --placement, --provenance, "
+            "--system, --template, found several"
         )
     settings = load_config(config, store)
-    found = open_catalogue(settings).resolve(read_name(model))
+    catalogue = open_catalogue(settings)
+    found = catalogue.resolve(read_name(model))
     if placement:
         _show_placement(found, settings, as_json=json_)
+    elif provenance:
+        _show_provenance(found, kept_evidence(catalogue.paths, found.digest), as_json=json_)
     elif license_:
         _echo("\n".join(found.licenses))
     elif modelfile_:
@@ -75,6 +84,33 @@ def show_command(
         print_json({**shown, "profile": found.profile.to_json()})
     else:
         typer.echo(blocks(found, verbose=verbose, revoked=_revoked(found, settings)))
+
+
+def _show_provenance(
+    model: InstalledModel, documents: Mapping[str, bytes], *, as_json: bool
+) -> None:
+    origin, source = model.provenance, source_of(documents)
+    if as_json:
+        kept = {name: len(data) for name, data in documents.items()}
+        bundle = asdict(origin) if origin else None
+        print_json({"bundle": bundle, "source": source or None, "documents": kept})
+        return
+    rows: list[tuple[str, object]] = []
+    if origin is not None:
+        rows += [
+            ("bundle", f"{origin.channel} {origin.seq} ({origin.bundle_id})"),
+            ("statement", origin.statement),
+            *(("signed by", key) for key in origin.signed_by),
+            ("variant", origin.variant),
+            ("imported at", origin.imported_at),
+        ]
+    else:
+        rows.append(("bundle", "none: nobody signed it, or it was made here"))
+    rows += [(name, source[name]) for name in ("uri", "revision", "digest") if source.get(name)]
+    licences = source.get("licences") or []
+    rows += [("licence", one) for one in licences]
+    rows += [("document", f"{name} ({human.size(len(data))})") for name, data in documents.items()]
+    _echo("\n".join(f"{label:<12} {value}" for label, value in rows))
 
 
 def _show_placement(model: InstalledModel, config: Config, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from bundler.cli import inputs
-from bundler.cli.frame import Json, Keys, PassphraseFile, print_json, warn
+from bundler.cli.frame import MAX_TEXT_BYTES, Json, Keys, PassphraseFile, print_json, warn
 from bundler.cli.signers import counter_of, issued_now, signing_keys
 from bundler.format.errors import BundleError
 from bundler.format.fsio import read_bounded
@@ -19,6 +19,7 @@ from bundler.format.keys import Signer
 from bundler.format.manifest import Manifest, volume_count
 from bundler.format.modelfile import MAX_MODELFILE_BYTES
 from bundler.layers import model_layers
+from bundler.omskey import read_oms_key
 from bundler.pack import Packed, with_material
 from bundler.pack import pack as pack_bundle
 from bundler.plan import PackRequest, check_request, make_plan, plan_lines
@@ -132,6 +133,14 @@ def pack(
     root: Annotated[
         Path | None, typer.Option(help="Directory of trust roots; its chain travels along.")
     ] = None,
+    bom: Annotated[bool, typer.Option("--bom", help="Carry a CycloneDX ML-BOM.")] = False,
+    model_card: Annotated[
+        Path | None, typer.Option(help="Document about the model that travels along.")
+    ] = None,
+    oms_key: Annotated[
+        Path | None,
+        typer.Option(help="EC private key in PEM: sign the files for OpenSSF's model_signing."),
+    ] = None,
     accept: Annotated[
         bool,
         typer.Option(
@@ -205,6 +214,9 @@ def pack(
         version=model_version,
         audience=inputs.audience(audience or [], known),
         against=known,
+        bom=bom,
+        model_card=read_bounded(model_card, max_bytes=MAX_TEXT_BYTES) if model_card else None,
+        oms_key=read_oms_key(oms_key) if oms_key else None,
         accept=inputs.accept(accept_file, built_in=accept),
         notes=notes,
         refresh_by=inputs.day(refresh_by, "refresh-by"),

@@ -19,7 +19,10 @@ PACKAGES = ("hwprobe", "bundler", "appliance", "server")
 OWNERS = {
     "psutil": {"hwprobe.inventory.cpu"},
     "pynvml": {"hwprobe.inventory.nvidia"},
-    "cryptography": {f"bundler.format.{name}" for name in ("certificates", "keys", "pkcs8")},
+    "cryptography": {
+        *(f"bundler.format.{name}" for name in ("certificates", "keys", "pkcs8")),
+        "bundler.omskey",
+    },
     "zstandard": {"bundler.format.chunks", "server.api.request_body"},
     "jinja2": {f"server.prompt.{name}" for name in ("filters", "jinja", "meter", "sandbox")},
     "llguidance": {"server.runner.grammar"},
