@@ -252,8 +252,9 @@ def _arguments(command: Any) -> Iterator[Any]:
 
 def _values(parameter: Any, place: _Place, unfinished: str) -> Completion:
     """What may stand for a parameter: its own completion, else paths where it is one."""
-    if parameter.metavar in _PATHS:
-        return Completion(_PATHS[parameter.metavar])
+    kind = _PATHS.get((parameter.metavar or "").strip("[]."))
+    if kind is not None:
+        return Completion(kind)
     annotation = parameter.type_descriptor.annotation
     if Path in (annotation, *get_args(annotation)):
         return Completion("file")
