@@ -252,7 +252,7 @@ def _arguments(command: Any) -> Iterator[Any]:
 
 def _values(parameter: Any, place: _Place, unfinished: str) -> Completion:
     """What may stand for a parameter: its own completion, else paths where it is one."""
-    kind = _PATHS.get((parameter.metavar or "").strip("[]."))
+    kind = _PATHS.get((parameter.metavar or "").strip("[].…"))
     if kind is not None:
         return Completion(kind)
     annotation = parameter.type_descriptor.annotation
