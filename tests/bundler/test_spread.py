@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from appliance.asking import repair_request
 from appliance.cli import run as run_satchel
+from appliance.repairing import repair
 from bundler.cli import run as run_bundle
 from bundler.errors import BundleExistsError, PackError
 from bundler.format import envelope
@@ -369,3 +370,19 @@ def test_a_damaged_file_is_not_copied(tmp_path: Path) -> None:
     target.mkdir()
     assert run_bundle(["copy", str(tmp_path / "stick"), "--out", str(target)]) == 10
     assert list(target.iterdir()) == []
+
+
+# Scrub
+
+
+def test_a_rotten_blob_is_renewed_from_a_medium_that_parity_makes_good(tmp_path: Path) -> None:
+    desk, made, blobs = desk_and_bundle(tmp_path)
+    assert desk.take(tmp_path / "stick").changed
+    artifact = made.manifest.artifacts[0]
+    rotten = desk.store.paths.blob(artifact.digest)
+    rotten.chmod(0o644)
+    flip(rotten, 5000)
+    flip(blobs / artifact.segments[0].digest.hex, 9)
+    whole, refusals = repair([artifact.digest], tmp_path / "stick", desk.site, lambda _: None)
+    assert (whole, refusals) == ((artifact.digest,), ())
+    assert rotten.read_bytes() == DEMO.read_bytes()
