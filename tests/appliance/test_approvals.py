@@ -99,6 +99,19 @@ def test_the_last_approval_carries_it_out_without_the_medium(strict: Desk) -> No
     assert [kind for kind in kinds(strict) if kind == "approved"] == ["approved"] * 2
 
 
+def test_where_nobody_has_to_approve_any_more_the_import_goes_on_from_the_medium(
+    strict: Desk,
+) -> None:
+    directory = stage(strict)
+    with strict.store.writing():
+        policy = load_policy(strict.store.paths.trust).with_approvals(0)
+        save_policy(strict.store.paths.trust, policy)
+    with pytest.raises(RequestError, match="asks for approvals"):
+        add_approval("prod:2", ALICE, strict.site)
+    assert strict.take(directory).approved_by == {}
+    assert standings(strict.site) == ()
+
+
 def test_one_approver_counts_once(strict: Desk) -> None:
     stage(strict)
     for _ in range(3):
@@ -218,11 +231,11 @@ def test_importing_again_while_it_waits_changes_nothing(strict: Desk) -> None:
 def test_what_waits_and_is_damaged_is_said(strict: Desk) -> None:
     stage(strict)
     (one,) = standings(strict.site)
+    (one.waiting.path / "bundle.dsse.json").write_bytes(forge(seq=5).envelope())
+    with pytest.raises(StoreCorruptError, match="found another"):
+        standings(strict.site)
     (one.waiting.path / "asked.json").write_bytes(b"{}")
     with pytest.raises(StoreCorruptError, match="damaged"):
-        standings(strict.site)
-    (one.waiting.path / "bundle.dsse.json").write_bytes(forge(seq=5).envelope())
-    with pytest.raises(StoreCorruptError):
         standings(strict.site)
     (one.waiting.path / "bundle.dsse.json").unlink()
     assert standings(strict.site) == ()
