@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install uninstall test test-js soak squeeze mutants torture lint bench format requirements clean
+.PHONY: help demo install staged uninstall image image-test test test-js soak squeeze mutants torture lint bench format requirements clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -43,12 +43,17 @@ ZSH = $(SHARE)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functio
 FISH = $(SHARE)/fish/vendor_completions.d
 
 install: .venv/ready ## install commands and units: make install [PREFIX=/usr] [DESTDIR=DIR]
+	$(MAKE) --no-print-directory staged
+
+# The same with any environment that has the build tools: images/application.sh brings its own.
+WHEEL ?= build/wheel
+staged:
 	$(PYTHON) -m venv $(LIB)
 	$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/main.txt
 	$(LIB)/bin/python requirements/engine.py
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEEL) .
 	$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index \
-	  --force-reinstall build/wheel/satchel-*.whl
+	  --force-reinstall $(WHEEL)/satchel-*.whl
 	sed -i 's|$(LIB)|$(PREFIX)/lib/satchel|g' $(LIB)/pyvenv.cfg $$(grep -rIl '$(LIB)' $(LIB)/bin)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	for name in $(COMMANDS); do ln -sfn ../lib/satchel/bin/$$name $(DESTDIR)$(PREFIX)/bin/$$name; done
@@ -62,6 +67,9 @@ install: .venv/ready ## install commands and units: make install [PREFIX=/usr] [
 	done
 	install -D -m 644 systemd/sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/satchel.conf
 	install -D -m 644 systemd/tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
+	install -d $(LIB)/libexec
+	sed 's|/usr/lib/satchel|$(PREFIX)/lib/satchel|' systemd/medium.sh | install -m 755 /dev/stdin $(LIB)/libexec/medium
+	install -D -m 644 systemd/80-satchel-media.rules $(DESTDIR)/usr/lib/udev/rules.d/80-satchel-media.rules
 	install -d $(SHARE)/doc/satchel
 	install -m 644 docs/*.md systemd/gpu-*.conf systemd/workers.conf LICENSE $(SHARE)/doc/satchel
 
@@ -70,6 +78,7 @@ uninstall: ## take it away again; models, configuration and keys stay
 	for name in $(COMPLETING); do rm -f $(BASH)/$$name $(ZSH)/_$$name $(FISH)/$$name.fish; done
 	for unit in systemd/satchel*; do rm -f $(UNITS)/$${unit#systemd/}; done
 	rm -f $(DESTDIR)/usr/lib/sysusers.d/satchel.conf $(DESTDIR)/usr/lib/tmpfiles.d/satchel.conf
+	rm -f $(DESTDIR)/usr/lib/udev/rules.d/80-satchel-media.rules
 	rm -rf $(LIB) $(SHARE)/doc/satchel
 
 # The clients, once; from then on `test-js` needs no network.
@@ -98,6 +107,15 @@ lint: .venv/ready-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# As root, on Debian 12 or 13 with mmdebstrap; see images/README.md.
+ARCH ?= amd64
+image: .venv/ready ## build the bootable image: make image [ARCH=amd64|arm64]
+	images/build.sh $(ARCH)
+
+CUTS ?= 10
+image-test: ## boot that image and use it as a site does: make image-test [ARCH=…] [CUTS=10] (minutes)
+	images/accept.sh $(ARCH) --power-cuts $(CUTS)
 
 bench: .venv/ready ## five minutes beside llama.cpp's own programs: make bench LLAMA_BIN=DIR
 	$(BIN)/python -m bench.run --quick $(if $(LLAMA_BIN),--llama-bin $(LLAMA_BIN))

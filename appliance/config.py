@@ -90,6 +90,7 @@ class ExchangeConfig:
     sources: tuple[Path, ...]
     registry: str
     registry_ca: Path | None
+    media: str
     export: Path | None
 
 
@@ -235,9 +236,17 @@ def _default_values(
     environ: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     values = {setting.name: setting.default for setting in SETTINGS}
-    for_system = os.geteuid() == 0 or os.access(_SYSTEM_STORE, os.W_OK)
+    for_system = os.geteuid() == 0 or os.access(_SYSTEM_STORE, os.W_OK) or _owned(_SYSTEM_STORE)
     values["store.path"] = default_store(environ, for_system=for_system)
     return values, dict.fromkeys(values, "default"), []
+
+
+def _owned(directory: Path) -> bool:
+    """Whether it is this user's: a unit that only reads it sees a read-only file system."""
+    try:
+        return directory.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _table(table: str, values: Mapping[str, Any]) -> dict[str, Any]:

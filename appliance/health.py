@@ -161,14 +161,12 @@ def check_engine(directory: Path) -> Check:
 
 
 def check_server(client: Client) -> Check:
-    """Whether the server answers."""
+    """Whether the server would answer a request; it says so without asking for a key."""
     try:
-        answer = client.get("/api/version")
+        client.get("/readyz")
     except AppError as error:
         return Check(name="server", level=Level.CRITICAL, text=str(error))
-    return Check(
-        name="server", level=Level.OK, text=f"answers as version {answer.get('version', '?')}"
-    )
+    return Check(name="server", level=Level.OK, text="ready")
 
 
 def worst(checks: Iterable[Check]) -> Level:

@@ -234,6 +234,12 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="directories with bundles, and where media are mounted, for `pull`",
     ),
     _row(
+        "exchange", "media", "install", values.one_of("install", "verify", "off"),
+        env=("SATCHEL_MEDIA",),
+        meaning="what `satchel media` does with a bundle on a medium that was plugged in: "
+        "`install` what fits and is trusted, only `verify` it, or nothing",
+    ),
+    _row(
         "exchange", "registry", "", values.registry, env=("SATCHEL_REGISTRY",),
         meaning="registry of the site's own with bundles, such as `https://HOST[:PORT][/PREFIX]`, "
         "for `satchel pull`; the server never asks it",

@@ -72,6 +72,8 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
         "ps": "Show the models in memory, where they lie, and until when.",
         "stop": "Unload a model.",
     },
+    "media": {"media": "Verify what is on a plugged-in medium, and install what is trusted."},
+    "machine": {"commission": "Make what a new machine needs: an API key, trust, a site."},
 }
 """Module of this package → its verbs, in the order of the help, with what the help says of them.
 Only the module of the verb that was typed is imported, and none for the help, so that

@@ -14,8 +14,17 @@ ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "systemd").glob("satchel*"))
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
 COMMANDS = {"satchel", "satchel-bundle", "satchel-probe", "satchel-server"}
-EXPOSURE = {"satchel-server.service": 5, "satchel-health.service": 10}
+EXPOSURE = {
+    "satchel-server.service": 5,
+    "satchel-health.service": 10,
+    "satchel-media@.service": 20,
+}
 """Highest exposure, times ten, that `systemd-analyze security` may find; README.md tells why."""
+_STARTED = (
+    "bin/kill",
+    "usr/lib/satchel/libexec/medium",
+    *(f"usr/lib/satchel/bin/{name}" for name in sorted(COMMANDS)),
+)
 SHUT = {
     "CapabilityBoundingSet": "",
     "NoNewPrivileges": "yes",
@@ -54,7 +63,12 @@ def test_there_are_units() -> None:
     assert {unit.name for unit in SERVICES} == set(EXPOSURE)
 
 
-@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
+MOUNTING = ROOT / "systemd" / "satchel-media@.service"
+
+
+@pytest.mark.parametrize(
+    "unit", [unit for unit in SERVICES if unit != MOUNTING], ids=lambda unit: unit.name
+)
 def test_a_service_starts_our_command_as_our_user_with_everything_shut(unit: Path) -> None:
     (start,) = values(unit, "ExecStart")
     assert re.fullmatch(r"/usr/lib/satchel/bin/([a-z-]+)( [a-z-]+)*", start)
@@ -62,6 +76,20 @@ def test_a_service_starts_our_command_as_our_user_with_everything_shut(unit: Pat
     found = last(unit)
     assert found["User"] == found["Group"] == "satchel"
     assert {key: found.get(key) for key in SHUT} == SHUT
+
+
+def test_who_mounts_a_medium_has_no_network_and_gives_up_its_rights() -> None:
+    found, script = last(MOUNTING), (ROOT / "systemd" / "medium.sh").read_text()
+    assert found["ExecStart"] == "/usr/lib/satchel/libexec/medium %I"
+    shut = {key: value for key, value in SHUT.items()
+            if key not in {"CapabilityBoundingSet", "PrivateDevices",
+                           "PrivateUsers"}}  # fmt: skip
+    assert {key: found.get(key) for key in shut} == shut
+    assert (found["PrivateNetwork"], found["PrivateMounts"]) == ("yes", "yes")
+    (options,) = re.findall(r"mount -o (\S+)", script)
+    assert set(options.split(",")) == {"ro", "nosuid", "nodev", "noexec", "nosymfollow"}
+    assert "exec setpriv --reuid satchel" in script
+    assert "--bounding-set=-all --no-new-privs" in script
 
 
 def test_the_server_has_no_network_and_is_reachable_on_loopback_only() -> None:
@@ -126,7 +154,7 @@ def tree(tmp_path: Path) -> Path:
             shutil.copy(own, units)
     for unit in UNITS:
         shutil.copy(unit, units)
-    for command in ("bin/kill", *(f"usr/lib/satchel/bin/{name}" for name in COMMANDS)):
+    for command in _STARTED:
         path = tmp_path / command
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
