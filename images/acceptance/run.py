@@ -223,7 +223,8 @@ def pulled_stick(bench: Bench, vm: Vm) -> None:
 
 
 def _idle(vm: Vm) -> bool:
-    _, text = vm.shell.run("systemctl list-units --no-legend --plain 'satchel-media@*' | wc -l")
+    units = "systemctl list-units --no-legend --plain --state=activating,active"
+    _, text = vm.shell.run(f"{units} 'satchel-media@*' | wc -l")
     return text.strip() == "0"
 
 
