@@ -29,7 +29,7 @@ def commission_command(
     store: StoreOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make what a new machine needs: an API key, trust, the site's name.
+    """Make what a new machine needs: an API key, trust, a site.
 
     Credentials the service manager passes on go before what the image brings.
     What is there already stays.

@@ -37,7 +37,7 @@ def media_command(
     store: StoreOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Verify what is on a medium that was plugged in, and install it if this site trusts it.
+    """Verify what is on a plugged-in medium, and install what is trusted.
 
     A medium without a bundle is one line. Bundles that are refused do not keep the others out.
     """

@@ -106,7 +106,7 @@ def test_record_names_requests_and_steps_and_holds_no_text(
     assert record.requests == (1, 2)
     assert record.steps >= 1
     assert record.held_back == ("mark",)
-    assert dict(record.settings) == {**asdict(settings()), "tensor_split": []}
+    assert dict(record.settings) == {**asdict(settings()), "tensor_split": [], "workers": []}
     with pytest.raises(HeldBackError), coroner.watching(2, "mark"):
         pass
     (path,) = tmp_path.glob("*.json")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from hwprobe.remote.fleet import Fleet
 from hwprobe.remote.terms import WorkerAddress
 from hwprobe.remote.tls import Trust
 from server.errors import LoadFailedError, RunnerCrashedError
+from server.planner import SNAPSHOT_AGE_S
 from server.runner import protocol
 from server.runner.process import Runner, Stream
 from server.wishes import SamplingOptions
@@ -290,6 +292,10 @@ class TestPrograms:
                 assert models[0]["size_vram"] > 0
                 os.kill(child.pid, signal.SIGTERM)
                 assert child.wait(30) == 0
+                # A plan may rest on what was measured a moment ago: then the loss itself is told.
+                status, data = ask(port, "POST", "/api/chat", body)
+                assert status == 507 or b"cannot be reached" in data, data
+                time.sleep(SNAPSHOT_AGE_S)
                 status, data = ask(port, "POST", "/api/chat", body)
                 assert status == 507, data  # asked for layers elsewhere, and told what is short
                 assert ask(port, "GET", "/api/version")[0] == 200
