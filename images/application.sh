@@ -10,7 +10,8 @@ dir=$1
 build=/build/venv
 cd /src
 
-export PYTHONHASHSEED=0
+# Archives that pip makes and unpacks get one date, the image's own: see SourceDateEpoch in mkosi.conf.
+export PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1764028800
 python3 -m venv "$build"
 "$build/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
   -r requirements/main.txt -r requirements/build.txt
@@ -28,4 +29,5 @@ for program in "$dir"/usr/lib/satchel/bin/*; do
 done
 find "$dir" -name __pycache__ -type d -prune -exec rm -rf {} +
 find "$dir/usr/lib/satchel" \( -name direct_url.json -o -name engine-key \) -delete
+find "$dir/usr/lib/satchel" -name RECORD -exec sed -i '/\/direct_url\.json,/d' {} +
 python3 -m compileall -q -f -j 0 --invalidation-mode unchecked-hash -s "$dir" "$dir/usr/lib/satchel/lib"

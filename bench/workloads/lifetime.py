@@ -87,7 +87,7 @@ def memory(*, words: int, rounds: int) -> Case:
         "loaded_own_mb": "loaded, without files, MB",
         "full_mb": f"after {streams} x {words} tokens, MB",
         "idle_mb": f"{IDLE_S:.0f} s later, MB",
-        "unloaded_mb": "model unloaded, MB",
+        "unloaded_mb": f"{IDLE_S:.0f} s after unloading, MB",
     }
     return Case(
         workload="W12",
@@ -116,6 +116,8 @@ def _play_memory(stage: Stage, *, streams: int, words: int) -> dict[str, float]:
         }
         if isinstance(side, Ours):
             side.unload()
+            # `/api/ps` forgets a model when its runner is told to end; the process takes a moment.
+            time.sleep(IDLE_S)
             found["unloaded_mb"] = _memory(side).pss_bytes / 1e6
     finally:
         side.stop()
