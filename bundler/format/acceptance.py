@@ -32,8 +32,8 @@ MAX_CHECKS: Final = 64
 MAX_TEXT_BYTES: Final = 32 << 10
 MAX_TOKENS: Final = 512
 NLL_TOLERANCE: Final = 0.05
-"""Nats per token. Why: kernels of other machines differ by thousandths; another quantization of
-the demo model by hundredths, another model by whole nats."""
+"""Nats per token. Why: room for the rounding of other kernels, which has not been measured across
+machines; a packer who knows better gives a tolerance of their own."""
 COSINE_AT_LEAST: Final = 0.99
 CLEAR_MARGIN: Final = 0.5
 """A token whose logit is less far ahead may be another one on another machine."""
