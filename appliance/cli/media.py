@@ -11,13 +11,13 @@ import typer
 from appliance.cli.frame import ConfigOption, StoreOption, load_config
 from appliance.cli.screen import Screen
 from appliance.config import Config
-from appliance.errors import AppError, StoreBusyError
+from appliance.errors import AppError, ApprovalMissingError, StoreBusyError
 from appliance.importer import import_bundle
 from appliance.measuring import this_site
 from appliance.receipt import Receipt
 from appliance.site import Request, Site
 from appliance.verify import verify_bundle
-from bundler.format.errors import BundleError, LayoutError, printable
+from bundler.format.errors import BundleError, LayoutError, MissingVolumeError, printable
 from bundler.format.volume import find_bundles
 
 _TURN_S = 2.0
@@ -59,6 +59,8 @@ def media_command(
         typer.echo(f"{shown}: {'verifying' if policy == 'verify' else 'importing'}")
         try:
             _take(request, loaded, shown, patience_s=wait, only_verify=policy == "verify")
+        except (MissingVolumeError, ApprovalMissingError) as error:
+            typer.echo(f"{shown}: kept, and waits: {error}")
         except (AppError, BundleError) as error:
             refused = refused or error.exit_code
             typer.echo(f"{shown}: refused: {error}")

@@ -11,7 +11,15 @@ import pytest
 from appliance.cli import run
 from appliance.layout import Paths
 from appliance.store import Store
-from tests.fakes.forge import SECOND, TRUSTED, flip, forge, tiny_model
+from tests.fakes.forge import (
+    SECOND,
+    SMALL_CHUNK_BYTES,
+    TRUSTED,
+    flip,
+    forge,
+    spread,
+    tiny_model,
+)
 
 Satchel = Callable[..., tuple[int, str]]
 
@@ -94,6 +102,20 @@ def test_a_refused_bundle_does_not_keep_another_out(
 
     assert code != 0
     assert out.count(": refused: ") == 1
+    assert names(tmp_path) == ["demo:latest"]
+
+
+def test_volumes_may_come_one_after_the_other(satchel: Satchel, tmp_path: Path) -> None:
+    bundle = forge({"Q8_0": tiny_model(1)}, segment_bytes=SMALL_CHUNK_BYTES)
+    _, volumes = spread(bundle, tmp_path / "volumes", 2)
+
+    first = satchel("media", volumes[1])
+    assert names(tmp_path) == []
+    second = satchel("media", volumes[0])
+
+    assert first[0] == second[0] == 0
+    assert ": kept, and waits: " in first[1]
+    assert ": installed: demo:latest" in second[1]
     assert names(tmp_path) == ["demo:latest"]
 
 
