@@ -108,7 +108,8 @@ def test_file_that_was_changed_is_computed_again_and_removed(tmp_path: Path) -> 
     ((cached, tokens),) = lived(DEMO, tmp_path, FIRST, kill=True)
 
     assert (cached, tokens) == (0, alone)
-    assert not path.exists()
+    # A runner that was quicker than its kill has put a good one in its place.
+    assert not path.exists() or path.read_bytes() != data
 
 
 def test_runner_that_is_killed_while_it_ends_leaves_nothing_that_is_believed(
