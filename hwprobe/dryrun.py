@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -396,13 +396,13 @@ def be_expendable() -> None:
         Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
 
 
-def main() -> None:
-    """Answer the one request on stdin and exit."""
+def answer_once(respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer the one request on stdin and exit; what the engine prints goes to stderr."""
     be_expendable()
     request = json.loads(sys.stdin.buffer.read())
     answer_fd = os.dup(1)
     os.dup2(2, 1)
-    answer = json.dumps(_answer(request)).encode()
+    answer = json.dumps(respond(request)).encode()
     while answer:
         answer = answer[os.write(answer_fd, answer) :]
     # Skip destructors of the native libraries: a crash there would spoil a good answer.
@@ -410,4 +410,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_once(_answer)

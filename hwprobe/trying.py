@@ -10,8 +10,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import os
-import sys
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from hwprobe import sandbox
 from hwprobe.dryrun import (
     EngineRefusedError,
-    be_expendable,
+    answer_once,
     decode,
     keep_log,
     last_words,
@@ -170,18 +168,5 @@ def _vector(context: Any, model: Any, tokens: list[int]) -> list[float]:
     return [float(value) / length for value in values]
 
 
-def main() -> None:
-    """Answer the one request on stdin and exit."""
-    be_expendable()
-    request = json.loads(sys.stdin.buffer.read())
-    answer_fd = os.dup(1)
-    os.dup2(2, 1)
-    answer = json.dumps(_answer(request)).encode()
-    while answer:
-        answer = answer[os.write(answer_fd, answer) :]
-    # Skip destructors of the native libraries: a crash there would spoil a good answer.
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    answer_once(_answer)

@@ -32,6 +32,7 @@ from bundler.site import candidates, fit_source
 from hwprobe.errors import GgufError, ProbeError
 from hwprobe.gguf import ModelProfile, model_profile, read_header
 from tests.fakes.forge import SECOND, STRANGER, TRUSTED, flip, tiny_model, trusting, unpack
+from tests.fakes.small_disk import small_disk
 
 EPOCH = datetime(2026, 11, 21, 2, tzinfo=UTC)
 DEMO = Path(__file__).parents[1] / "demo-model" / "demo-f16.gguf"
@@ -404,18 +405,7 @@ def test_what_a_killed_pack_left_beside_the_readme_goes(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_medium_that_fills_up_while_writing_is_left_clean(tmp_path: Path) -> None:
     """The free space is checked first, but another program may take it meanwhile."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("needs to mount a small file system")
-    medium = tmp_path / "small"
-    medium.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(medium)],
-        check=False,
-        capture_output=True,
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount here")
-    try:
+    with small_disk(tmp_path / "small", "100k") as medium:
         (tmp_path / "tiny.gguf").write_bytes(
             tiny_model(metadata={"tokenizer.chat_template": os.urandom(99_999).hex()})
         )
@@ -424,8 +414,6 @@ def test_a_medium_that_fills_up_while_writing_is_left_clean(tmp_path: Path) -> N
         with pytest.raises(NoSpaceError):
             pack(request, replace(plan, medium_bytes=0), Silent())
         assert list(medium.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(medium)], check=True)
 
 
 @pytest.mark.engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from bundler.cli import run
 from bundler.errors import PackError
 from bundler.progress import Silent
 from tests.bundler.test_pack import DEMO
+from tests.fakes.small_disk import small_disk
 
 MIB = 1 << 20
 
@@ -22,20 +22,8 @@ MIB = 1 << 20
 @pytest.fixture
 def stick(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "stick"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "stick", "24m") as mounted:
+        yield mounted
 
 
 def test_an_honest_medium_is_proved_and_left_empty(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from appliance.errors import NoSpaceError
 from tests.appliance.sites import Desk, make_desk, snapshot
 from tests.fakes.forge import forge, tiny_model
+from tests.fakes.small_disk import small_disk
 
 pytestmark = pytest.mark.faults
 
@@ -21,20 +21,8 @@ WEIGHTS = (Path(__file__).resolve().parents[2] / "tests/demo-model/demo-f16.gguf
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "24m") as mounted:
+        yield mounted
 
 
 @pytest.fixture
