@@ -229,7 +229,7 @@ def _sentence(text: str) -> str:
     return text[:1].lower() + text[1:].rstrip(".")
 
 
-_IN_THE_BACKGROUND = ("import", "verify", "inventory")
+_IN_THE_BACKGROUND = ("import", "verify", "inventory", "media")
 """Verbs that read and write gigabytes beside a server that answers."""
 
 

@@ -94,6 +94,38 @@ def test_import_of_a_medium_with_roots_alone_follows_them(
     assert in_force(desk) == 2
 
 
+def test_a_plugged_in_medium_with_roots_alone_is_followed_once(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can log in to an appliance: revocations must be able to come on a stick."""
+    write(desk.medium / "satchel/trust/root", make_root(), revoking())
+    plugged = ("media", str(desk.medium), "--label", "sdb1")
+    assert satchel(desk, *plugged) == 11
+    assert "medium sdb1: trust: refused: no trust root is pinned here" in capsys.readouterr().out
+    pin(desk, make_root())
+    monkeypatch.setenv("SATCHEL_MEDIA", "verify")
+    assert satchel(desk, *plugged) == 0
+    assert "medium sdb1: trust: root 2 in order" in capsys.readouterr().out
+    assert in_force(desk) == 1
+    monkeypatch.delenv("SATCHEL_MEDIA")
+    assert satchel(desk, *plugged) == 0
+    assert "medium sdb1: trust: root 2 is in force" in capsys.readouterr().out
+    assert satchel(desk, *plugged) == 0
+    assert "medium sdb1: trust: nothing newer than root 2" in capsys.readouterr().out
+    assert in_force(desk) == 2
+
+
+def test_a_plugged_in_medium_with_a_forged_root_changes_nothing(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pin(desk, make_root())
+    folder = write(desk.medium / "satchel/trust/root", make_root())
+    (folder / file_name(2)).write_bytes(signed(revoking(), SECOND))
+    assert satchel(desk, "media", str(desk.medium)) != 0
+    assert "trust: refused: " in capsys.readouterr().out
+    assert in_force(desk) == 1
+
+
 def test_roots_beside_a_bundle_count_before_the_bundle(desk: Desk) -> None:
     pin(desk, make_root())
     forge(seq=7).signed_by(SECOND).write(desk.medium)
